@@ -184,10 +184,11 @@ def test_tables_are_resampled_as_timm_does_when_it_loads(name, tmp_path):
 
 def test_every_plain_vit_of_timm_is_listed():
     names = set(list_encoders())
-    for module in ("eva", "vision_transformer", "beit", "deit", "naflexvit", "cait"):
+    for module in ("eva", "vision_transformer", "beit", "deit", "naflexvit", "cait", "convit"):
         assert names >= {n for n in timm.list_models(module=module) if not n.startswith("test_")}
     assert names >= {RELATIVE, SHARED}
-    assert {"qwen3_vit_88m_enc", "deepseek_vit_412m_enc"} <= names
+    assert {"qwen3_vit_88m_enc", "deepseek_vit_412m_enc", "gemma4_vit_167m_enc"} <= names
+    assert not names & {"gemma4_vit_167m"}
     assert not names & {"qwen3_vit_88m", "qwen3_vit_88m_merge", "deepseek_vit_412m"}
     assert not [n for n in names if re.search(r"_r(26|50)?_|resnet", n)]
 
@@ -195,11 +196,11 @@ def test_every_plain_vit_of_timm_is_listed():
 def test_the_normalisation_that_a_note_asks_for_is_accepted(capsys):
     """CLIP's values have eight digits, and six are printed."""
     model = model_with(RADIO, **KINDS[RADIO])
-    _note_other_normalisation(model, ModelConfig())
+    _note_other_normalisation(model, ModelConfig(), "c_radio", "radio")
     pattern = r"note: \S+ was trained with --model\.mean (.+) --model\.std (.+); this run is not"
     found = re.search(pattern, capsys.readouterr().err)
     assert found
     mean, std = (tuple(float(v) for v in values.split()) for values in found.groups())
     assert mean == pytest.approx((0.48145466, 0.4578275, 0.40821073), abs=1e-6)
-    _note_other_normalisation(model, ModelConfig(mean=mean, std=std))
+    _note_other_normalisation(model, ModelConfig(mean=mean, std=std), "c_radio", "radio")
     assert not capsys.readouterr().err

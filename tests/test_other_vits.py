@@ -33,6 +33,7 @@ MIXED = "vit_base_patch16_rope_mixed_ape_224"
 RELATIVE = "vit_relpos_base_patch16_cls_224"
 SHARED = "vit_srelpos_small_patch16_224"
 QWEN, DEEPSEEK, CAIT = "qwen3_vit_88m_enc", "deepseek_vit_412m_enc", "cait_xxs24_224"
+CONVIT = "convit_tiny"
 KINDS: dict[str, dict[str, Any]] = {
     "vit_base_patch16_rope_224": {},
     "vit_base_patch16_rope_reg1_gap_256": {},
@@ -51,6 +52,7 @@ KINDS: dict[str, dict[str, Any]] = {
     QWEN: {"pos_embed_grid_size": 6},
     DEEPSEEK: {"patch_size": 16},
     CAIT: {},
+    CONVIT: {"local_up_to_layer": 1},
 }
 OTHERS = [
     ("naflexvit_base_patch16_gap", {"rope_type": "axial"}),
@@ -60,7 +62,9 @@ OTHERS = [
     (SHARED, {"rel_pos_type": "bias"}),
     ("vit_relpos_base_patch16_224", {"rel_pos_type": "mlp-swin"}),
 ]
-FEW = {name: KINDS[name] for name in (MIXED, RADIO, FACTORISED, RELATIVE, SHARED, QWEN, CAIT)}
+FEW = {
+    name: KINDS[name] for name in (MIXED, RADIO, FACTORISED, RELATIVE, SHARED, QWEN, CAIT, CONVIT)
+}
 
 
 def randomised(module: nn.Module) -> Any:
@@ -224,6 +228,7 @@ def test_lora_trains_attention_alone(name):
     add_lora(model, 2)
     free = {n.rsplit(".", 4)[0] for n, p in model.encoder.named_parameters() if p.requires_grad}
     ends = ("qkv", "proj") if "rope" not in name else ("qkv", "proj", "q_proj", "k_proj", "v_proj")
+    ends = ("qk", "v", "qkv", "proj") if name == CONVIT else ends
     assert free
     assert all(n.rpartition(".")[2] in ends for n in free)
 
@@ -237,7 +242,8 @@ def test_options_of_other_encoders(name, arguments):
     encoder = Encoder(name, taps=(1, 2), img_size=64, **SMALL, **KINDS[name], **arguments).eval()
     p = 8 if {"patch_stride", "patch_size"} & set(arguments) else 16
     maps = encoder(torch.randn(1, arguments.get("in_chans", 3), 40, 56))
-    assert [tuple(m.shape) for m in maps] == [(1, 32, -(-40 // p), -(-56 // p))] * 2
+    width = encoder.channels
+    assert [tuple(m.shape) for m in maps] == [(1, width, -(-40 // p), -(-56 // p))] * 2
 
 
 def test_class_tokens_are_read_out_and_others_are_not():
@@ -307,6 +313,8 @@ def test_eomt_gets_a_norm_where_the_encoder_has_none(name):
         (RELATIVE, "its position bias has no values"),
         (SHARED, "its position bias has no values"),
         (CAIT, "its blocks take no masks"),
+        (CONVIT, "its blocks take no masks"),
+        ("gemma4_vit_167m_enc", "its blocks rotate all tokens"),
         (DEEPSEEK, "its blocks take no masks"),
     ],
 )
@@ -340,7 +348,7 @@ def test_attention_maps_include_the_bias(name):
 @pytest.mark.parametrize("name", FEW)
 def test_attention_and_features_can_be_shown(name):
     model, images = randomised(model_with(name, **KINDS[name])), torch.randn(1, 3, 48, 80)
-    if name == CAIT:
+    if name in (CAIT, CONVIT):
         with pytest.raises(SetrError, match="no plain attention that could be shown"):
             attention_maps(model, images, [1, 2], (0, 0))
     else:

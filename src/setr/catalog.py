@@ -214,6 +214,8 @@ def _transformer_settings(
     decoder, size_name, extra = _TRANSFORMERS[name]
     size = _SIZES[size_name]
     depth = (encoder_args or {}).get("depth") or (encoder_depth(encoder) if encoder else size.depth)
+    if not isinstance(depth, int):
+        raise UsageError(f"encoder_args: depth {depth!r}: give a whole number")
     taps, aux_taps = default_taps(decoder, depth)
     if decoder in ("linear", "eomt") and channels is not None:
         raise UsageError(

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from setr.arguments.choices import Neck, PosInterp, PrefixTokens
+from setr.arguments.named_values import encoder_arguments
 from setr.arguments.options import options_of
 from setr.arguments.typed import check_fields
 from setr.arguments.usage import meant
@@ -42,6 +43,9 @@ class ModelConfig:
     """Model name (`setr models` lists them)."""
     encoder: str | None = None
     """Any timm ViT, in place of the named model's own encoder."""
+    encoder_args: tuple[str, ...] = ()
+    """Settings of the encoder in which it differs from timm's model of its name, each NAME=VALUE,
+    such as init_values=1e-5 reg_tokens=4."""
     pretrained: str | None = None
     """Pretrained encoder weights: a checkpoint file, owner/name on the Hub, or a timm tag; random
     weights if not given."""
@@ -97,6 +101,7 @@ class ModelConfig:
         for name in ("img_size", "channels"):
             value = getattr(self, name)
             check_setting(value is None or value > 0, f"model.{name} {value}: give at least 1")
+        encoder_arguments(self.encoder_args, "model.encoder_args")
 
 
 @dataclass(frozen=True)

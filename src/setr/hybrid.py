@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from setr.encoder import Encoder
-from setr.errors import UsageError
+from setr.errors import UsageError, first_line
 from setr.layers.backbone import Backbone, require_taps
 from setr.layers.timm_vit import require_architecture
 
@@ -85,6 +85,11 @@ def hybrid_encoder(name: str, *, resnet: str, img_size: Any, **arguments: Any) -
     """
     from setr._timm import timm
 
+    if "patch_size" in arguments:
+        raise UsageError(
+            f"encoder_args: a Hybrid has a ResNet in place of patches of {arguments['patch_size']} "
+            "pixels; leave patch_size out",
+        )
     channels = {"in_chans": arguments["in_chans"]} if "in_chans" in arguments else {}
     size = img_size or 384
     sides = (size, size) if isinstance(size, int) else size
@@ -116,3 +121,8 @@ def _create_resnet(name: str, taps: tuple[int, ...], output_stride: int, **timm_
         )
     except AssertionError:
         raise UsageError(f"output_stride {output_stride}: give 8, 16 or 32") from None
+    except (TypeError, ValueError) as error:
+        settings = ", ".join(f"{key} {value}" for key, value in timm_args.items())
+        raise UsageError(
+            f"encoder '{name}' cannot be built with {settings} ({first_line(error)}); correct them",
+        ) from None

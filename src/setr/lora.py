@@ -15,7 +15,7 @@ from setr.errors import UsageError
 from setr.layers.low_rank import LowRank
 from setr.model import SETR
 
-ATTENTION_LAYERS = ("qkv", "q_proj", "k_proj", "v_proj", "proj")
+ATTENTION_LAYERS = ("qkv", "qk", "v", "q_proj", "k_proj", "v_proj", "o_proj", "proj")
 
 
 def add_lora(model: SETR, rank: int) -> None:
@@ -37,7 +37,8 @@ def add_lora(model: SETR, rank: int) -> None:
         layer
         for block in encoder.stages()
         for name, layer in block.named_modules()
-        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in ATTENTION_LAYERS
+        if isinstance(layer, nn.Linear)
+        and name.removesuffix(".linear").rpartition(".")[2] in ATTENTION_LAYERS
     ]
     if not layers:
         raise UsageError(

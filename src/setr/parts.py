@@ -97,8 +97,10 @@ def _require_place_for_queries(encoder: str) -> None:
     why = "its position bias has no values for EoMT's queries" if is_relative(encoder) else ""
     if is_windowed(encoder):
         why = "its windows have no place for EoMT's queries"
-    if has_talking_heads(encoder) or encoder.startswith("deepseek_vit_"):
+    if has_talking_heads(encoder) or encoder.startswith(("deepseek_vit_", "convit_")):
         why = "its blocks take no masks, which EoMT's attention needs"
+    if encoder.startswith("gemma4_vit_"):
+        why = "its blocks rotate all tokens, and EoMT's queries have no place"
     if why:
         raise UsageError(
             f"encoder '{encoder}': {why}; choose another encoder, for example "

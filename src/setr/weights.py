@@ -19,6 +19,7 @@ from setr.errors import UsageError
 from setr.layers.low_rank import fit_low_rank
 from setr.weight_files.architecture import dialect_options, function_options
 from setr.weight_files.dialects import translate
+from setr.weight_files.form import has_plain_form, name_layer_scales
 from setr.weight_files.load_report import LoadReport as LoadReport
 from setr.weight_files.misfits import head_message, require_encoder
 from setr.weight_files.naming import DELTA, WHOLE, Translation
@@ -136,6 +137,7 @@ def match_weights(
     flatten_positions(given)
     fold_prefix(model.encoder, given)
     split_qkv_bias(given, own)
+    name_layer_scales(given, own)
     filled = found.filled + fill_plain(given, own)
 
     state: dict[str, Tensor] = {}
@@ -163,7 +165,8 @@ def match_weights(
     absent = [n for n in expected if n not in state]
     missing = absent + [n for n in head_mismatches if n not in given]
     if not partial:
-        require_encoder(source, mismatched, absent, own, given, share)
+        form = has_plain_form(model.encoder)
+        require_encoder(source, mismatched, absent, own, given, share, has_form=form)
     if head_mismatches and not new_head:
         raise UsageError(head_message(source, model.num_classes, head_mismatches, own, given))
     report = LoadReport(

@@ -25,6 +25,7 @@ OPTIONS_HERE = {
     "drop-path": "drop-path-rate",
     "ema": "ema-decay model-ema model-ema-decay",
     "encoder": "backbone",
+    "encoder-args": "model-kwargs",
     "epochs steps": "epochs max-epochs num-train-epochs",
     "eval-every": "eval-interval eval-steps val-check-interval val-every-num-steps val-interval",
     "flip": "fliplr hflip",

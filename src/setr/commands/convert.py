@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from setr.arguments.choices import OddSizes, PosInterp
+from setr.arguments.named_values import encoder_arguments
 from setr.cli import as_typed, parse, require_default
 from setr.commands.shared import Out
 from setr.errors import OK, UsageError
@@ -51,6 +52,9 @@ class Arguments:
     """Named model to load an encoder (or weights of this toolkit) into."""
     encoder: str | None = None
     """Any timm encoder in place of the model's own; of a linear head, the one it was trained on."""
+    encoder_args: tuple[str, ...] = ()
+    """Settings of the encoder for --model in which it differs from timm's model of its name, each
+    NAME=VALUE, such as init_values=1e-5 reg_tokens=4."""
     pretrained: str | None = None
     """Encoder weights of a linear head, or DINOv3's of EoMT: a file, a Hub name, or a tag such as
     lvd142m or lvd1689m."""
@@ -85,7 +89,8 @@ def run(arguments: list[str]) -> int:
     else:
         rule = "does nothing without --model; add --model NAME, or leave it out"
         heads = () if given.pretrained else ("encoder",)
-        require_default(given, rule, *heads, "num_classes", "pos_interp", "partial", "new_head")
+        others = ("encoder_args", "num_classes", "pos_interp", "partial", "new_head")
+        require_default(given, rule, *heads, *others)
     if given.labels:
         rule = f"does nothing with --labels {given.labels}; leave one of them out"
         require_default(given, rule, "num_classes")
@@ -148,6 +153,7 @@ def _into_model(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInf
     from setr.model import create_model
     from setr.model_info import ModelInfo
     from setr.weight_files.licences import weights_licence
+    from setr.weight_files.weight_settings import require_heads
     from setr.weights import load_weights
 
     if labels is None and given.num_classes is None:
@@ -158,11 +164,14 @@ def _into_model(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInf
         given.model or "",
         num_classes=len(labels.classes),
         encoder=given.encoder,
+        encoder_args=encoder_arguments(given.encoder_args, "--encoder-args"),
         img_size=given.img_size,
         pos_interp=given.pos_interp,
         odd_sizes=given.odd_sizes,
     )
     file = _file(given)
+    if (vit := getattr(model.encoder, "vit", None)) is not None:
+        require_heads(vit, model.arguments["encoder"], str(file))
     report = load_weights(model, file, partial=given.partial, new_head=given.new_head)
     info = ModelInfo(
         labels=labels,

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from setr.errors import SetrError, UsageError, first_line
+from setr.reading.remote import is_repository
 
 _FAMILIES = (
-    r"(vit|deit3?|eva02|eva|flexivit|naflexvit|beit|beitv2|beit3|aimv2|samvit|cait)_|"
-    r"(qwen3|deepseek)_vit_.+_enc$"
+    r"(vit|deit3?|eva02|eva|flexivit|naflexvit|beit|beitv2|beit3|aimv2|samvit|cait|convit)_|"
+    r"(qwen3|deepseek|gemma4)_vit_.+_enc$"
 )
 """Start of the names of timm's plain ViTs (regular expression)."""
 
@@ -24,6 +26,8 @@ _OF_WEIGHTS = frozenset(
     {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
 )
 """Arguments of `timm.create_model` that open files or the network."""
+_MLPS = ("Mlp", "GluMlp", "SwiGLU", "SwiGLUPacked")
+"""timm's MLPs that a ViT's blocks can have."""
 _DRAWING = frozenset(
     {Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_}
 )
@@ -72,9 +76,9 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
     adapt, needed = _adaptation(name, img_size)
     size = {} if img_size is None else {"img_size": img_size}
     vit = _created(name, needed, {**size, **timm_args})
-    embed = getattr(vit, "patch_embed", None)  # a NaFlex ViT gets its own below
-    if embed is not None and min(embed.grid_size) < 1:
-        raise UsageError(
+    embed = getattr(vit, "patch_embed", None)  # others get their own below
+    if hasattr(embed, "grid_size") and min(embed.grid_size) < 1:
+        raise SetrError(
             f"img_size {img_size}: {name} has patches of {embed.patch_size[0]} pixels; "
             "give the side of an image in pixels, no smaller than a patch"
         )
@@ -107,6 +111,8 @@ def _adaptation(
     Most only need the arguments.
     """
     from setr.layers.flexible_vit import is_flexible, make_plain
+    from setr.layers.gated_positions import has_gated_positions, make_gated
+    from setr.layers.gemma_vit import is_gemma, make_of_any_size
     from setr.layers.language_vit import is_of_language_model, make_plain_encoder
     from setr.layers.relative_bias import is_relative, make_variable
     from setr.layers.talking_heads import has_talking_heads, make_without_class
@@ -120,6 +126,10 @@ def _adaptation(
         return partial(make_windowed, name=name), {"neck_chans": 0}  # SAM's neck is not used
     if has_talking_heads(name):
         return make_without_class, {}
+    if has_gated_positions(name):
+        return make_gated, {}
+    if is_gemma(name):
+        return partial(make_of_any_size, img_size=img_size), {"global_pool": ""}
     if is_of_language_model(name):  # whose projector is not used
         return make_plain_encoder, {"global_pool": "", "out_features": 0}
     return lambda vit: None, {"dynamic_img_size": True, "dynamic_img_pad": True}
@@ -146,8 +156,11 @@ def _created(name: str, needed: dict[str, Any], given: dict[str, Any]) -> Any:
             raise ValueError("num_heads must be a whole number from 1")
         if given.get("patch_drop_rate"):
             raise ValueError("patch_drop_rate leaves holes in the feature maps")
+        arguments = {**needed, **given}
+        if isinstance(layer := given.get("mlp_layer"), str):  # of other layers timm takes names
+            arguments["mlp_layer"] = _mlp_layer(layer)
         with _UndrawnOnMeta():
-            return timm.create_model(name, pretrained=False, num_classes=0, **{**needed, **given})
+            return timm.create_model(name, pretrained=False, num_classes=0, **arguments)
     except SetrError:
         raise
     except (TypeError, AssertionError, ValueError, ArithmeticError, LookupError) as error:
@@ -158,12 +171,26 @@ def _created(name: str, needed: dict[str, Any], given: dict[str, Any]) -> Any:
         raise _not_buildable(name, given, error) from None
 
 
+def _mlp_layer(name: str) -> Any:
+    """A class of timm's MLPs by its name, such as `SwiGLUPacked`."""
+    from setr._timm import timm
+
+    if name not in _MLPS:
+        raise ValueError(f"mlp_layer is one of {', '.join(_MLPS)}")
+    return getattr(timm.layers, name)
+
+
 def _require_known(name: str) -> None:
     """Raise `SetrError` with similar names unless timm has a model of this name."""
     from setr._timm import timm
 
     if timm.is_model(name):
         return
+    if (place := _place_of_weights(name)) is not None:
+        raise UsageError(
+            f"encoder '{name}': is where weights are; give them as pretrained (--model.pretrained "
+            f"{place}), and as encoder timm's name of the network (`architecture` of config.json)",
+        )
     bare = re.split("[/:]", name)[-1].split(".")[0]  # without Hub owner and tag
     near = timm.list_models(f"*{bare}*")[:3]
     near = near or difflib.get_close_matches(bare, timm.list_models(), 3)
@@ -171,6 +198,17 @@ def _require_known(name: str) -> None:
     raise UsageError(
         f"encoder '{name}' is not a timm model{nearest} (`setr models --encoders` lists all)"
     )
+
+
+def _place_of_weights(name: str) -> str | None:
+    """The folder, file or repository that stands in place of a model's name; None if none does.
+
+    timm itself takes `hf-hub:OWNER/NAME` and `local-dir:FOLDER` for a name.
+    """
+    place = re.sub(r"^(local-dir|hf[-_]hub):", "", name)
+    if place.startswith("timm/"):  # whose weights are named by tags
+        return None
+    return place if place != name or Path(place).exists() or is_repository(name) else None
 
 
 def _not_buildable(name: str, given: dict[str, Any], error: Exception) -> SetrError:

@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 
 from setr._extras import import_extra
+from setr.arguments.named_values import encoder_arguments
 from setr.bands import Bands
 from setr.catalog import is_convolutional
 from setr.config import Config, ModelConfig
 from setr.distributed import say
+from setr.encoder import Encoder
 from setr.errors import UsageError
 from setr.labels import Labels
 from setr.layers.mask_classifier import MaskClassifier
@@ -21,11 +23,20 @@ from setr.protocols import Protocol, preset
 from setr.reading.remote import is_repository
 from setr.scores.adjustment import class_biases
 from setr.weight_files.pretrained import load_encoder, require_fit, require_weights
+from setr.weight_files.weight_settings import (
+    Normalisation,
+    require_heads,
+    trained_normalisation,
+    usual_normalisations,
+)
 
 
 def build_model(config: Config, num_classes: int) -> SETR:
     """The model to train, with pretrained weights, frozen blocks, LoRA and checkpointing."""
     settings = config.model
+    encoder_args = encoder_arguments(settings.encoder_args, "model.encoder_args")
+    if settings.drop_path:
+        encoder_args["drop_path_rate"] = settings.drop_path
     model = create_model(
         settings.name,
         num_classes=num_classes,
@@ -39,16 +50,16 @@ def build_model(config: Config, num_classes: int) -> SETR:
         pos_interp=settings.pos_interp,
         prefix_tokens=settings.prefix_tokens,
         patch_stride=settings.patch_stride,
-        encoder_args={"drop_path_rate": settings.drop_path} if settings.drop_path else {},
+        encoder_args=encoder_args,
         in_chans=len(settings.mean),
     )
     for source, resnet in _pretrained_sources(model, settings):
         report = load_encoder(model, source, resnet=resnet)
         say(f"encoder: weights of {source}: {report}")
         # our models come with their own values, and these codes' with ImageNet's
-        own = Path(source).is_dir() or report.dialect in ("official", "mmseg", "eomt")
+        own = report.dialect in ("setr", "official", "mmseg", "eomt")
         if not resnet and not own:
-            _note_other_normalisation(model, settings)
+            _note_other_normalisation(model, settings, source, report.dialect)
     if settings.lora_rank:
         add_lora(model, settings.lora_rank)
     else:
@@ -112,8 +123,10 @@ def require_fitting_weights(config: Config) -> None:
     if not (config.model.pretrained or config.model.pretrained_resnet):
         return
     model = build_empty(config.replace({"model.lora_rank": 0}))  # which these weights do not have
-    for source, _ in _pretrained_sources(model, config.model):
+    for source, resnet in _pretrained_sources(model, config.model):
         require_fit(model, source)
+        if not resnet and isinstance(model.encoder, Encoder):
+            require_heads(model.encoder.vit, model.arguments["encoder"], source)
 
 
 def _pretrained_sources(model: SETR, settings: ModelConfig) -> list[tuple[str, bool]]:
@@ -127,16 +140,23 @@ def _pretrained_sources(model: SETR, settings: ModelConfig) -> list[tuple[str, b
     return [(source, resnet) for source, resnet in found if source]
 
 
-def _note_other_normalisation(model: SETR, settings: ModelConfig) -> None:
-    """Print a note if the weights were trained with another mean or standard deviation."""
-    if model.encoder.in_chans != 3:
+def _note_other_normalisation(
+    model: SETR, settings: ModelConfig, source: str, dialect: str
+) -> None:
+    """Print a note if the weights were, or may have been, trained with another normalisation."""
+    if model.encoder.in_chans != 3 or not isinstance(model.encoder, Encoder):
         return  # pretrained on RGB images
-    trained = getattr(getattr(model.encoder, "vit", None), "pretrained_cfg", None) or {}
-    theirs = {name: tuple(trained.get(name) or getattr(settings, name)) for name in ("mean", "std")}
-    pairs = [pair for k in theirs for pair in zip(theirs[k], getattr(settings, k), strict=True)]
-    if any(abs(a - b) > 1e-4 for a, b in pairs):  # 0.03 grey levels; the note has six digits
-        options = " ".join(f"--model.{k} {' '.join(f'{v:g}' for v in theirs[k])}" for k in theirs)
-        say(f"note: {model.arguments['encoder']} was trained with {options}; this run is not")
+    ours, encoder = Normalisation(settings.mean, settings.std), model.arguments["encoder"]
+    fixed = getattr(model.encoder.vit, "normalisation", None)
+    known = Normalisation(*fixed) if fixed else trained_normalisation(encoder, source, dialect)
+    usual = [known] if known else usual_normalisations(encoder)
+    if len(usual) > 1:
+        say(
+            f"note: {source} does not say what it was trained with; timm's weights for {encoder} "
+            f"were with {' or '.join(map(str, usual))}; this run has {ours}"
+        )
+    elif usual and not usual[0].is_near(ours):
+        say(f"note: {source if known else encoder} was trained with {usual[0]}; this run is not")
 
 
 def without_weights(config: Config) -> Config:

@@ -3,8 +3,8 @@
 Whole models (`official`: the authors' repository, `mmseg`, `segmenter`, `dpt`: their authors'
 repositories, `dpt-transformers`, `beit-transformers`, `eomt`, our own `setr`), DINOv2's linear
 heads (`linear`) and EoMT's differences to DINOv3 (`eomt-delta`) get our full names; encoders
-(`google`, `timm`, `deit`, `dinov3`, `radio`, `siglip`, `clip`, `huggingface`, `sam`, `resnet`) get
-timm's names without a prefix.
+(`google`, `timm`, `deit`, `prithvi`, `dinov3`, `radio`, `siglip`, `clip`, `openclip`, `aimv2`,
+`internvit`, `gemma4`, `huggingface`, `sam`, `resnet`) get timm's names without a prefix.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from setr.errors import SetrError
 from setr.weight_files.beit_layouts import transformers_beit
 from setr.weight_files.dpt_layouts import authors_dpt, transformers_dpt
 from setr.weight_files.encoder_layouts import (
+    PREFIX,
     dinov3,
     google,
     huggingface,
@@ -25,6 +26,7 @@ from setr.weight_files.encoder_layouts import (
 )
 from setr.weight_files.eomt import eomt, eomt_huggingface
 from setr.weight_files.flexible_layouts import radio
+from setr.weight_files.multimodal_layouts import aimv2, gemma4, internvit, openclip
 from setr.weight_files.naming import Tensors, Translation
 from setr.weight_files.sam import sam
 from setr.weight_files.setr_layouts import linear, mmseg, official, segmenter
@@ -53,7 +55,8 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
         "supported are models of this toolkit, SETR, Segmenter and DPT of their authors and of "
         "mmsegmentation, its UPerNet on plain ViTs, EoMT of its authors, EoMT, DPT, BEiT and "
         "data2vec of transformers, linear heads of DINOv2, and encoders from Google, timm, DeiT, "
-        "BEiT, DINOv3, RADIO, SAM, Hugging Face ViT/BEiT/DINOv2/SigLIP/CLIP and torchvision ResNets"
+        "BEiT, MAE, EVA, DINOv3, RADIO, SAM, OpenCLIP, AIMv2, InternViT, Gemma 4, Prithvi, Hugging "
+        "Face ViT/BEiT/DINOv2/SigLIP/CLIP and torchvision ResNets"
     )
 
 
@@ -82,8 +85,12 @@ _DIALECTS: list[tuple[str, Callable[[Tensors], Translation]]] = [
     (r"(.*\.)?(storage_tokens$|layer\.0\.attention\.q_proj\.)", dinov3),
     (r"(.*\.)?(blocks|layers)\.0\.mlp\.lin1\.", sam),
     (r"(.*\.)?(encoder\.layer|layers)\.0\.(attention|layernorm_before)\.", huggingface),
+    (r"(.*\.)?encoder\.layers\.0\.attn\.qkv\.", internvit),
     (r"(.*\.)?embeddings\.patch_embedding\.weight$", siglip),
     (r"radio_model\.model\.patch_generator\.", radio),
-    (r"((backbone|model|vit)\.)?blocks\.0\.", timm),
+    (r"(.*\.)?preprocessor\.patchifier\.proj\.", aimv2),
+    (r"(.*\.)?(patch_embed|patch_embedder)\.input_proj\.weight$", gemma4),
+    (rf"{PREFIX}blocks\.0\.", timm),
     (r"layer1\.0\.conv1\.", resnet),
+    (r"(.*\.)?transformer\.resblocks\.0\.ln_1\.", openclip),
 ]

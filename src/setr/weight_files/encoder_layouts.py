@@ -10,6 +10,7 @@ import re
 import torch
 
 from setr.weight_files.flexible_layouts import convolution, plain_names
+from setr.weight_files.frames import is_of_dates, of_one_date
 from setr.weight_files.naming import Rule, Tensors, Translation, rename
 from setr.weight_files.relative_bias import TABLE, part_bias, spread_shared_table, without_pairs
 
@@ -17,20 +18,49 @@ _PARTS = {"q": "query", "k": "key", "v": "value"}
 """Projections of an attention layer, by the letters that some layouts use for them."""
 
 
+PREFIX = (
+    r"(?:(?:backbone|base_encoder|encoder|model|student|target_encoder|teacher|trunk|vision_encoder"
+    r"|visual|vit)\.)*"
+)
+"""What others write before timm's names, as a regular expression."""
+
+
 def timm(tensors: Tensors) -> Translation:
-    """A checkpoint of timm (also its NaFlex ViT), DeiT, BEiT or DINOv2; names differ little."""
+    """A checkpoint of timm (also its NaFlex ViT), DeiT, BEiT, DINOv2, EVA, MAE or Prithvi.
+
+    Their names differ little. Of a student and its teacher, the teacher is taken.
+    """
     rules: list[Rule] = [
         (r"register_tokens", "reg_token"),
         (r"(blocks\.\d+\.mlp\.)w12\.(.+)", r"\1fc1.\2"),
+        (r"(blocks\.\d+\.mlp\.)w1\.(.+)", r"\1fc1_g.\2"),
+        (r"(blocks\.\d+\.mlp\.)w2\.(.+)", r"\1fc1_x.\2"),
         (r"(blocks\.\d+\.mlp\.)w3\.(.+)", r"\1fc2.\2"),
-        (r"(?!mask_token)(.+)", r"\1"),
+        (r"(blocks\.\d+\.)(?:mlp\.ffn_ln|attn\.inner_attn_ln)\.(.+)", _inner_norm),
+        (r"(?!mask_token|.*rope\.freqs_(?:cos|sin)$)(.+)", r"\1"),
     ]
-    wrapped = (re.match(r"((?:backbone|model|vit)\.)blocks\.", name) for name in tensors)
-    prefix = next((found[1] for found in wrapped if found), "")
-    bare = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    prefixes = {found[1] for n in tensors if (found := re.match(rf"({PREFIX})blocks\.\d", n))}
+    prefix = max(prefixes, key=lambda text: ("teacher" in text, -len(text)), default="")
+    outside = [name for name in tensors if not name.startswith(prefix)]
+    bare = {
+        re.sub(r"^blocks\.\d+\.(?=\d+\.)", "blocks.", name.removeprefix(prefix)): value
+        for name, value in tensors.items()  # DINOv2's training numbers chunks of blocks, too
+        if name.startswith(prefix)
+    }
     renamed, unexpected = rename(spread_shared_table(plain_names(bare)), rules)
+    for name in [n for n in renamed if re.search(r"\.attn\.[qv]_bias$", n)]:
+        stem, part = name.rsplit(".", 1)
+        if f"{stem}.{part[0]}_proj.weight" in renamed:
+            renamed[f"{stem}.{part[0]}_proj.bias"] = renamed.pop(name)
     dialect = "deit" if "dist_token" in renamed else "timm"
-    return Translation(dialect, renamed, whole=False, unexpected=unexpected)
+    if is_of_dates(renamed):
+        dialect, renamed = "prithvi", of_one_date(renamed)
+    return Translation(dialect, renamed, whole=False, unexpected=unexpected + outside)
+
+
+def _inner_norm(found: re.Match) -> str:
+    part = "mlp" if ".mlp." in found[0] else "attn"
+    return f"{found[1]}{part}.norm.{found[2]}"
 
 
 def huggingface(tensors: Tensors) -> Translation:
@@ -49,7 +79,10 @@ def huggingface(tensors: Tensors) -> Translation:
             layer + r"attention\.([qkv])_proj\.(.+)",
             lambda m: f"blocks.{m[1]}.attn.{_PARTS[m[2]]}.{m[3]}",
         ),
-        (layer + r"attention\.(?:output\.dense|o_proj|out_proj)\.(.+)", r"blocks.\1.attn.proj.\2"),
+        (
+            layer + r"attention\.(?:output\.dense|o_proj|out_proj|projection_layer)\.(.+)",
+            r"blocks.\1.attn.proj.\2",
+        ),
         (layer + r"(?:layernorm_before|norm1)\.(.+)", r"blocks.\1.norm1.\2"),
         (layer + r"(?:layernorm_after|norm2)\.(.+)", r"blocks.\1.norm2.\2"),
         (

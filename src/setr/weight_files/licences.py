@@ -9,8 +9,13 @@ from typing import Any
 
 from setr.errors import SetrError
 from setr.reading.parsed import BROKEN, json_of
-from setr.reading.remote import WEIGHT_SUFFIXES, is_repository
-from setr.weight_files.pretrained import pretrained_id, pretrained_names, weights_on_the_hub
+from setr.reading.remote import is_repository
+from setr.weight_files.pretrained import (
+    pretrained_id,
+    pretrained_names,
+    timm_name_of,
+    weights_on_the_hub,
+)
 
 UNKNOWN = "unknown"
 
@@ -49,7 +54,7 @@ def weights_licence(encoder: str, source: str | None) -> str | None:
 
 def licence_by_name(encoder: str, source: str) -> str:
     """As `weights_licence`, from the name of the weights alone, whose place may not be known."""
-    name = _timms(source)
+    name = timm_name_of(source)
     with contextlib.suppress(SetrError):
         name = name or pretrained_id(encoder, source)
     if name:
@@ -62,7 +67,7 @@ def licence_by_name(encoder: str, source: str) -> str:
 def _recorded(source: str) -> Mapping[str, Any] | None:
     """The config.json of a model of this toolkit; None for other sources."""
     folder = Path(source)
-    if is_repository(source) and not _timms(source):
+    if is_repository(source) and not timm_name_of(source):
         with contextlib.suppress(SetrError):
             folder = weights_on_the_hub(source).parent
     try:
@@ -70,12 +75,3 @@ def _recorded(source: str) -> Mapping[str, Any] | None:
         return values if isinstance(values["model"]["encoder"], str) else None
     except (OSError, *BROKEN):
         return None
-
-
-def _timms(source: str) -> str | None:
-    """The last part of a path, address or repository's name, if timm has weights of this name."""
-    from setr._timm import timm
-
-    name = Path(source.partition("@")[0]).name
-    name = name.removesuffix(Path(name).suffix if Path(name).suffix in WEIGHT_SUFFIXES else "")
-    return name if name in timm.list_pretrained() else None

@@ -7,10 +7,13 @@ import re
 from torch import Tensor
 
 from setr.errors import UsageError
-from setr.weight_files.stem import POSITIONS
+from setr.weight_files.form import as_option, other_bands, shown_arguments, unplaced
+from setr.weight_files.stem import PATCHES, POSITIONS
 
 MIN_MATCH = 0.95
 """Share of the encoder's tensors that a checkpoint must have."""
+_STEM = r"encoder\..*(patch_embed|pos_embed|reg_token|norm_pre|\.conv1\.)"
+"""Names of tensors without which all others are worth nothing."""
 
 
 def require_encoder(
@@ -20,24 +23,49 @@ def require_encoder(
     own: dict[str, Tensor],
     given: dict[str, Tensor],
     share: float,
+    *,
+    has_form: bool,
 ) -> None:
-    """Raise `SetrError` if too few tensors match, any has another shape, or the stem differs."""
+    """Raise `SetrError` unless the tensors of the encoder fit.
+
+    They do not if too few match, any has another shape, the stem differs, or the file has tensors
+    without which the blocks would compute something else.
+
+    Args:
+        source: name of the file.
+        mismatched: names of tensors of another shape.
+        missing: names of the encoder's tensors that the file lacks.
+        own: the model's tensors.
+        given: the file's, under the model's names.
+        share: of the encoder's tensors that match.
+        has_form: whether `shown_arguments` are those of the encoder's class.
+    """
     wrong = [n for n in mismatched if n.startswith("encoder.")]
-    stem = [n for n in missing if re.match(r"encoder\..*(patch_embed|pos_embed|\.conv1\.)", n)]
-    homeless = POSITIONS in given and POSITIONS not in own
+    stem = [n for n in missing if re.match(_STEM, n)]
+    positions = [POSITIONS] if POSITIONS in given and POSITIONS not in own else []
+    homeless = positions or unplaced(given, own)
     if share >= MIN_MATCH and not (wrong or stem or homeless):
         return
-    if homeless:
-        detail = f"the encoder has no place for {POSITIONS}"
-    elif wrong:
+    bands = other_bands(given[PATCHES], own[PATCHES]) if PATCHES in wrong else ""
+    if wrong and not positions:
         n = wrong[0]
         detail = f"{n} is {tuple(given[n].shape)}, the model's is {tuple(own[n].shape)}"
+    elif homeless:
+        detail = f"the encoder has no place for {homeless[0]}"
     else:
         detail = f"missing: {', '.join((stem + missing)[:3])}"
+    arguments = shown_arguments(given, own) if has_form else {}
+    fix = "choose the encoder that these weights belong to (--model.encoder)"
+    if PATCHES not in given and homeless and homeless[0].startswith(PATCHES[: -len("proj.weight")]):
+        fix = "patches are embedded in a way of their own, which needs their authors' code"
+    elif bands and not arguments:
+        fix = bands
+    elif arguments:
+        fix = f"choose the encoder that these weights belong to, or add {as_option(arguments)}"
+        fix += " (? as its authors state)" if "?" in arguments.values() else ""
     raise UsageError(
-        f"{source}: fits {share:.0%} of the encoder ({detail}); choose the encoder that these "
-        "weights belong to (--model.encoder), or load what fits: partial=True, "
-        "`setr convert --partial`"
+        f"{source}: fits {share:.0%} of the encoder ({detail}); {fix}, or load what fits: "
+        "partial=True, `setr convert --partial`",
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from setr.errors import SetrError, UsageError
 from setr.reading.files import require_alive
-from setr.reading.remote import fetch, fetched, is_repository
+from setr.reading.remote import WEIGHT_SUFFIXES, fetch, fetched, is_repository
 from setr.reading.urls import is_url
 from setr.weight_files.dialects import translate
 from setr.weight_files.load_report import LoadReport
@@ -42,7 +42,7 @@ def encoder_weights(
     model: Loadable, source: str, *, resnet: bool = False
 ) -> tuple[Translation, str]:
     """The tensors that `load_encoder` would load, with our names, and where they are from."""
-    file = _file_of(source)
+    file = local_file(source)
     if file is not None:
         return translate(read_tensor_file(file).tensors, str(file)), str(file)
     name = pretrained_id(_timm_name(model, resnet), source)
@@ -58,10 +58,14 @@ def require_weights(model: Loadable, source: str, *, resnet: bool = False) -> No
         SetrError: no such file or repository, or no such weights for the model's encoder.
     """
     require_alive(source)
-    file = _file_of(source)
+    file = local_file(source)
     if file is None:
         _timm_file(pretrained_id(_timm_name(model, resnet), source))
-    elif not file.is_file() and not Path(file, "model.safetensors").is_file():
+    elif file.is_dir() and not _weight_files(file):
+        raise UsageError(
+            f"{source}: the folder has neither {' nor '.join(_HUB_FILES)}; give the file",
+        )
+    elif not file.exists():
         raise UsageError(f"{source}: no such weight file")
 
 
@@ -71,14 +75,14 @@ def require_fit(model: Loadable, source: str) -> None:
     Raises:
         SetrError: as `load_weights`.
     """
-    file = _file_of(source)
+    file = local_file(source)
     if file is not None:
         found = translate(read_tensor_file(file).tensors, source)
         match_weights(model, found, source, new_head=True)
 
 
-def _file_of(source: str) -> Path | None:
-    """The file or folder with the weights, downloaded if necessary; None for a tag."""
+def local_file(source: str) -> Path | None:
+    """The file or folder with encoder weights, downloaded if necessary; None for a tag."""
     if is_url(source):
         return fetched(source)
     if is_repository(source):
@@ -139,6 +143,15 @@ def pretrained_names(encoder: str) -> list[str]:
     return [n for n in timm.list_pretrained() if re.fullmatch(rf"{family}(_\d+)?\..+", n)]
 
 
+def timm_name_of(source: str) -> str | None:
+    """The last part of a path, address or repository's name, if timm has weights of this name."""
+    from setr._timm import timm
+
+    name = Path(source.partition("@")[0]).name
+    name = name.removesuffix(Path(name).suffix if Path(name).suffix in WEIGHT_SUFFIXES else "")
+    return name if name in timm.list_pretrained() else None
+
+
 def _download(name: str) -> dict[str, Tensor]:
     """The state dict of a pretrained timm model, from the Hub or its cache."""
     from setr._timm import timm
@@ -157,12 +170,16 @@ def _timm_file(name: str) -> Path:
 def weights_on_the_hub(repo_id: str) -> Path:
     """The file of weights in a repository, downloaded unless it is cached.
 
-    Its config.json is then beside it, which says of our own models what they started from.
+    Files of settings are then beside it, with what our own models started from, and with the
+    normalisation of others.
     """
-    wanted = (*_HUB_FILES, "config.json")
+    wanted = (*_HUB_FILES, "config.json", "preprocessor_config.json")
     files = _weight_files(fetch(repo_id, wanted, is_complete=_weight_files))
     if not files:
-        raise SetrError(f"{repo_id}: the repository has neither {' nor '.join(_HUB_FILES)}")
+        raise SetrError(
+            f"{repo_id}: the repository has neither {' nor '.join(_HUB_FILES)}; download its file "
+            f"(`hf download {repo_id.partition('@')[0]} FILE`) and give the path"
+        )
     return files[0]
 
 

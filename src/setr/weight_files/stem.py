@@ -12,7 +12,7 @@ from torch import Tensor
 
 from setr.arguments.choices import PosInterp
 from setr.errors import UsageError
-from setr.layers.positions import resample_grid
+from setr.layers.positions import PREFIX_TOKENS, resample_grid
 
 POSITIONS = "encoder.vit.pos_embed"
 PATCHES = "encoder.vit.patch_embed.proj.weight"
@@ -28,7 +28,7 @@ def flatten_positions(given: dict[str, Tensor]) -> None:
 
 
 def fold_prefix(encoder: Any, given: dict[str, Tensor]) -> None:
-    """Add the class token's position embedding to the token if the model has none for it.
+    """Add the prefix tokens' position embeddings to the tokens if the model has none for them.
 
     timm's DINOv2 with registers and DeiT-III have position embeddings only for patches; the sum of
     token and position is the same.
@@ -36,11 +36,13 @@ def fold_prefix(encoder: Any, given: dict[str, Tensor]) -> None:
     vit = getattr(encoder, "vit", None)
     if vit is None or POSITIONS not in given or encoder.num_pos_prefix:
         return
-    token = "encoder.vit.cls_token"
-    positions = given[POSITIONS]
-    if token in given and _is_square(positions.shape[1] - 1):
-        given[token] = given[token] + positions[:, :1]
-        given[POSITIONS] = positions[:, 1:]
+    count = _stored_prefix(given, 0)
+    for name in _prefix_tokens(given):
+        token, positions = given[name], given[POSITIONS]
+        if 0 < token.shape[1] <= count:
+            given[name] = token + positions[:, : token.shape[1]]
+            given[POSITIONS] = positions[:, token.shape[1] :]
+            count -= token.shape[1]
 
 
 def fit_positions(
@@ -65,10 +67,9 @@ def fit_positions(
     """
     covered = encoder.num_pos_prefix
     grid = patch_grid(encoder)
-    stored = sum(f"encoder.vit.{n}" in given for n in ("cls_token", "dist_token"))
-    stored = stored if _is_square(value.shape[1] - stored) else covered
+    stored = _stored_prefix(given, covered)
     count = value.shape[1] - stored
-    if _is_square(count):
+    if is_square(count):
         old = (round(count**0.5),) * 2
     elif count == grid[0] * grid[1]:
         old = grid
@@ -81,6 +82,24 @@ def fit_positions(
         return value
     patches = resample_grid(value[:, stored:].float(), old, grid, mode=mode)
     return torch.cat([value[:, :covered].float(), patches], dim=1)
+
+
+def _prefix_tokens(given: dict[str, Tensor]) -> list[str]:
+    """Names of a checkpoint's prefix tokens, in order."""
+    names = (f"encoder.vit.{name}" for name in PREFIX_TOKENS)
+    return [name for name in names if name in given and given[name].ndim == 3]
+
+
+def _stored_prefix(given: dict[str, Tensor], covered: int) -> int:
+    """Number of prefix tokens with a position in a checkpoint, whose grid is taken to be square.
+
+    Class and distillation token, or all; else the model's number, which is `covered`, or none.
+    """
+    count = given[POSITIONS].shape[1]
+    tokens = [(name, given[name].shape[1]) for name in _prefix_tokens(given)]
+    every = sum(length for _, length in tokens)
+    first = sum(length for name, length in tokens if not name.endswith("reg_token"))
+    return next((n for n in (first, every, covered, 0) if is_square(count - n)), covered)
 
 
 def patch_grid(encoder: Any) -> tuple[int, int]:
@@ -125,5 +144,6 @@ def adapt_channels(weight: Tensor, in_chans: int) -> Tensor:
     return timm.models.adapt_input_conv(in_chans, weight)
 
 
-def _is_square(count: int) -> bool:
+def is_square(count: int) -> bool:
+    """Whether this many patches form a square grid."""
     return count > 0 and round(count**0.5) ** 2 == count

@@ -164,7 +164,7 @@ def _read_torch(path: Path) -> TensorFile:
     if not isinstance(values, dict):
         raise SetrError(f"{path}: holds a {type(values).__name__}, not named tensors")
     meta = values.get("meta")
-    for key in ("state_dict", "model", "model_state", "teacher", "module"):
+    for key in ("state_dict", "model", "model_state", "teacher", "module", "target_encoder"):
         if isinstance(values.get(key), dict):
             values = values[key]
             break
