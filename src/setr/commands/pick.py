@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> int:
     from setr.data.unlabelled import open_unlabelled
     from setr.evaluation import resolve_protocol
     from setr.picking import pick_images
-    from setr.predictor import load
+    from setr.loading import load
     from setr.processes.interrupt import Interrupt
     from setr.reading.files import require_writable
 
