@@ -63,8 +63,8 @@ def run(arguments: list[str]) -> int:
     require_at_least(given, 1, "count")
     from setr.data.unlabelled import open_unlabelled
     from setr.evaluation import resolve_protocol
-    from setr.picking import pick_images
     from setr.loading import load
+    from setr.picking import pick_images
     from setr.processes.interrupt import Interrupt
     from setr.reading.files import require_writable
 

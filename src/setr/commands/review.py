@@ -55,8 +55,8 @@ def run(arguments: list[str]) -> int:
     from setr.datasets import open_dataset
     from setr.evaluation import resolve_protocol
     from setr.fitting import require_fit
-    from setr.pages.review_page import SHOWN
     from setr.loading import load
+    from setr.pages.review_page import SHOWN
     from setr.processes.interrupt import Interrupt
     from setr.reading.files import require_writable
     from setr.review import review_split
