@@ -9,18 +9,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import io
 import itertools
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed import distributed_c10d
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from setr import cli, distributed, evaluation
@@ -33,6 +35,8 @@ from setr.model_info import ModelInfo
 from setr.scores import groups
 from setr.training import best, updates
 from setr.training import run as running
+from setr.training.loss_scale import LossScaler
+from setr.training.parallel import local
 from tests.conftest import tiny_config, tiny_model, write_scene_folders
 
 STEPS = 10
@@ -57,6 +61,7 @@ def settings(out: Path, case: str) -> Config:
         "nowhere": {},
         "batch": {"batch_size": 3},
         "overflows": {},
+        "halves": {"sharding": "full", "ema": 0.9, "accumulate": 2, "steps": 4},
         "patient": {"eval_every": 1, "patience": 2},
         "seeds": {"seed": int(os.environ.get("RANK", 0))},
         "taught": {"accumulate": 2},
@@ -69,6 +74,9 @@ def settings(out: Path, case: str) -> Config:
     if case == "taught":
         distill = DistillConfig(teacher=str(out / "model"), images=str(out / "photos"))
         config = dataclasses.replace(config, distill=distill)
+    if case == "halves":  # many processors take long for products in fp16
+        small = {"model.img_size": 32, "data.crop_size": (32, 32), "model.lora_rank": 2}
+        config = config.replace({**small, "optim.name": "adamw"})
     if case == "nowhere":
         config = config.replace({"data.root": "nowhere"})
     if case in ("examined", "failing"):  # four images for one process, three for the other
@@ -171,6 +179,47 @@ def overflowing() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def in_halves() -> Iterator[None]:
+    """fp16, though on a CPU; in step 3 a gradient overflows that only rank 1 has. Prints each step.
+
+    The line tells whether the weights moved, those of the moving average, and the next scale.
+    """
+    unscale, update = LossScaler.unscale, updates.Updates.step
+    original = running.autocast_dtype, best.evaluate_split
+    steps = 0
+
+    def overflowing(self: LossScaler, optimizer: torch.optim.Optimizer) -> None:
+        own = [p for group in optimizer.param_groups for p in group["params"]]
+        if steps == 3 and distributed.rank() == 1:
+            next(g for g in (local(p.grad) for p in own) if g.numel()).fill_(torch.inf)
+        unscale(self, optimizer)
+
+    def digest(tensors: Iterable[torch.Tensor]) -> str:
+        whole = [t.full_tensor() if isinstance(t, DTensor) else t for t in tensors]
+        return hashlib.sha256(b"".join(t.numpy().tobytes() for t in whole)).hexdigest()
+
+    def step(self: updates.Updates, *arguments: Any) -> dict[str, float]:
+        nonlocal steps
+        steps += 1
+        assert self.ema
+        held = lambda: [digest(self.model.state_dict().values()), digest(self.ema.state.values())]  # noqa: E731
+        before = held()
+        found = update(self, *arguments)
+        moved = [a != b for a, b in zip(before, held(), strict=True)]
+        print(f"halves: {steps} {moved} {self.scaler.scaler.get_scale():g} {held()[0][:8]}")
+        return found
+
+    LossScaler.unscale, updates.Updates.step = overflowing, step  # type: ignore[method-assign]
+    running.autocast_dtype = lambda *_: torch.float16
+    best.evaluate_split = lambda *_, **__: {"miou": 0.5}  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        LossScaler.unscale, updates.Updates.step = unscale, update  # type: ignore[method-assign]
+        running.autocast_dtype, best.evaluate_split = original
+
+
+@contextlib.contextmanager
 def scored() -> Iterator[None]:
     """Step 2 is the best one."""
     figures = itertools.chain([0.2, 0.5, 0.3], itertools.repeat(0.4))
@@ -250,6 +299,7 @@ def main() -> None:
             "stops": lambda: struck(signal.SIGTERM),
             "unreadable": unreadable,
             "overflows": overflowing,
+            "halves": in_halves,
             "examined": struck_in_a_test,
             "failing": failing_in_a_test,
             "tested": struck_in_a_test,

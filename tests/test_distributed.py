@@ -43,6 +43,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 400  # seconds, for machines that are busy with other things
 CASES = (
     *("batch", "seeds", "whole", "accumulate", "sharded", "resharded", "stops", "overflows"),
+    "halves",
     *(
         "examined",
         "failing",
@@ -282,6 +283,21 @@ def test_a_norm_that_overflows_in_one_process_ends_both(pair):
     first, second = pair.printed
     assert "overflows: gradient norm is inf at step 1 with lr" in first
     assert "overflows: reported" in second
+
+
+def test_an_overflow_in_one_process_skips_the_step_in_both(pair):
+    """In fp16 with sharded weights, LoRA, accumulation and a moving average."""
+    first, second = (
+        [line for line in said.splitlines() if line.startswith("halves: ")] for said in pair.printed
+    )
+    assert first == second
+    moved = [line.rpartition(" ")[0] for line in first]
+    assert moved == [
+        "halves: 1 [True, True] 65536",
+        "halves: 2 [True, True] 65536",
+        "halves: 3 [False, False] 32768",
+        "halves: 4 [True, True] 32768",
+    ]
 
 
 def test_a_signal_to_one_process_stops_and_saves_all(pair):
