@@ -181,6 +181,7 @@ def evaluate_split(
             the means, `zero` counts them as 0.
         count: number of images to use, evenly spaced over the split; all by default.
         loss: adds up the loss of all images, from the scores that their classes come from.
+        measure: computes a number for each pixel from its scores, for `on_image`.
         on_image: called with every image of this process.
         stopped: called before every image, or group of images on a GPU; once it returns true in any
             process, all of them stop. So they do if one of them fails, and all raise its error.
