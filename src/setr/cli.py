@@ -8,7 +8,6 @@ the traceback. Exit codes: 0 ok, 1 failed, 2 usage, 3 data check failed, 130 int
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import io
 import os
@@ -22,7 +21,7 @@ from setr import __version__
 from setr.arguments.elsewhere import COMMANDS_ELSEWHERE
 from setr.arguments.options import placeholder
 from setr.arguments.usage import missing, named_as_typed, problem
-from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
+from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError, nearest
 from setr.processes.quota import limit_spinning, limit_threads
 from setr.reading.files import one_line, require_writable
 
@@ -108,9 +107,7 @@ def _dispatch(args: list[str]) -> int:
         return OK
     verb, rest = args[0], args[1:]
     if verb not in VERBS:
-        near = COMMANDS_ELSEWHERE.get(verb) or next(
-            iter(difflib.get_close_matches(verb, VERBS, 1)), None
-        )
+        near = COMMANDS_ELSEWHERE.get(verb) or nearest(verb, VERBS)
         hint = f"did you mean '{near}'?" if near else f"verbs: {', '.join(VERBS)}"
         raise SetrError(f"'{verb}' is not a command; {hint}", code=USAGE)
     run: Callable[[list[str]], int]

@@ -26,7 +26,7 @@ from setr.data.layouts import find_split
 from setr.data.pairing import NoSplitError, SplitFiles
 from setr.data.pairs import NamedPairs, Pair, Pairs
 from setr.data.shards import Shards, is_shards
-from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_few
 from setr.labels import Labels, known_labels, known_name
 from setr.reading.pillow import Named, Source
 
@@ -168,8 +168,7 @@ def _split_files(described: Description, split: str, wanted: str | None) -> list
     root, places = described.root, described.splits.get(split)
     if places is None and (folds := described.folds):
         raise NoSplitError(
-            f"{root}: no split '{split}', but folds; name one of {', '.join(folds[:4])}"
-            f"{', …' if len(folds) > 4 else ''}",
+            f"{root}: no split '{split}', but folds; name one of {first_few(folds, 4)}",
             code=DATA_CHECK_FAILED,
         )
     if places is None:

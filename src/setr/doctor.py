@@ -17,7 +17,7 @@ from setr.data.dataset import Dataset
 from setr.data.findings import SHOWN, Finding, about, split_findings
 from setr.data.survey import Progress, near_hashes, survey
 from setr.data.survey_rows import Survey
-from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.errors import DATA_CHECK_FAILED, SetrError, first_few
 from setr.labels import IGNORE, Labels
 from setr.training.weighting import class_weights
 
@@ -153,12 +153,12 @@ def _rare_classes(checkup: Checkup) -> list[Finding]:
     if not rare or not checkup.dataset.split.startswith("train"):
         return []
     images = checkup.survey.images(len(names))
-    shown = ", ".join(
+    shown = [
         f"{names[k]} ({100 * pixels[k] / pixels.sum():.2g} % of the pixels, {images[k]} images)"
-        for k in rare[:SHOWN]
-    )
+        for k in rare
+    ]
     text = (
-        f"rare classes: {shown}{', …' if len(rare) > SHOWN else ''}; what helps: "
+        f"rare classes: {first_few(shown, SHOWN)}; what helps: "
         "--data.rare-class-crops 0.5, --data.repeat-rare 0.1, --train.class-weights auto, or "
         "--train.loss"
     )

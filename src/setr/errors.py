@@ -15,6 +15,9 @@ prints it to stderr and exits with the error's code; any other exception is a bu
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Sequence
+
 OK = 0
 FAILED = 1
 USAGE = 2
@@ -42,6 +45,16 @@ def first_line(error: BaseException) -> str:
     if mark is not None:
         return f"line {mark.line + 1}: {getattr(error, 'problem', '')}"[:160]
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that was probably meant, if any."""
+    return next(iter(difflib.get_close_matches(name, known, 1)), None)
+
+
+def first_few(values: Sequence[object], most: int) -> str:
+    """Values joined with commas; those beyond `most` become one ellipsis."""
+    return ", ".join(map(str, values[:most])) + (", …" if len(values) > most else "")
 
 
 def check_setting(ok: bool, message: str) -> None:

@@ -18,7 +18,7 @@ from setr.data.fold_draft import draft_folds, grouped_lists, groups_of
 from setr.data.found_pairs import find_pairs
 from setr.data.split_draft import MaskPair, draft_lists, known_split
 from setr.data.tile_folder import TILES, TileFolder
-from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_few
 from setr.outlines.binary_masks import binary_masks
 from setr.outlines.class_masks import chosen_class_masks, class_masks
 from setr.outlines.files import find_outlines
@@ -264,8 +264,7 @@ def _left_out(unpaired: list[str], count: int, what: str) -> str:
     """Message on images without a mask or outlines, next to `count` with; empty if all have."""
     if not unpaired:
         return ""
-    shown = ", ".join(unpaired[:SHOWN]) + (", …" if len(unpaired) > SHOWN else "")
-    shown = " ".join(printable(shown).split())  # one line, for a YAML comment
+    shown = " ".join(printable(first_few(unpaired, SHOWN)).split())  # one line, for a YAML comment
     return f"{len(unpaired)} of {count + len(unpaired)} images have no {what}, left out: {shown}"
 
 

@@ -8,7 +8,6 @@ sources.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +21,7 @@ import numpy as np
 
 from setr.arguments.typed import plain
 from setr.colours import Colour, as_colour, draw_colours, hex_colour, packed_colours
-from setr.errors import USAGE, SetrError
+from setr.errors import USAGE, SetrError, nearest
 
 IGNORE = 255
 """Training id of pixels that are ignored by losses and metrics."""
@@ -250,8 +249,8 @@ def _train_id(key: str, value: Any, classes: Sequence[str]) -> int:
         return IGNORE
     if isinstance(value, str):
         if value not in classes:
-            near = difflib.get_close_matches(value, classes, 1)
-            hint = f"; did you mean '{near[0]}'?" if near else "; use a class name or 'ignore'"
+            near = nearest(value, classes)
+            hint = f"; did you mean '{near}'?" if near else "; use a class name or 'ignore'"
             if re.fullmatch(r"class_\d+", value):  # a placeholder from `setr init-data`
                 hint = "; if you have given it a name there, write that name here, too"
             raise SetrError(f"{key} value {value!r} is not among the classes{hint}")

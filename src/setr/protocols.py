@@ -9,13 +9,12 @@ scales differ from the text is listed in `paper.py`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from setr.arguments.typed import check_fields
-from setr.errors import USAGE, SetrError
+from setr.errors import USAGE, SetrError, nearest
 from setr.labels import Labels, known_name
 from setr.reading.pillow import MAX_PIXELS
 
@@ -217,8 +216,8 @@ def preset(
     own = own or Protocol()
     base, _, dataset = name.partition(":")
     if base not in PRESETS or (dataset and dataset not in _PAPER):
-        near = difflib.get_close_matches(base, PRESETS, 1)
-        hint = f"did you mean '{near[0]}'? " if near and base not in PRESETS else ""
+        near = nearest(base, PRESETS)
+        hint = f"did you mean '{near}'? " if near and base not in PRESETS else ""
         raise SetrError(
             f"protocol '{name}' is unknown; {hint}known: {', '.join(PRESETS)}, with "
             f":{', :'.join(_PAPER)} for that data set's sizes",

@@ -15,7 +15,7 @@ import yaml
 
 from setr.arguments.choices import Absent
 from setr.data.data_yaml import DataLoader, labels_of
-from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_line
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_few, first_line
 from setr.labels import IGNORE, Labels, known_datasets, known_labels
 from setr.reading.files import composed, list_images
 from setr.reading.masks import IdMaskError, read_mask
@@ -218,8 +218,7 @@ def _pairs(
     if missing:
         raise SetrError(
             f"{predictions}: no prediction for {len(missing)} of {len(real)} images of {truth}: "
-            + ", ".join(missing[:5])
-            + (", …" if len(missing) > 5 else ""),
+            f"{first_few(missing, 5)}",
             code=DATA_CHECK_FAILED,
         )
     return [(ours[stem], path) for stem, path in real.items()]

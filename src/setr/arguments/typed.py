@@ -6,7 +6,6 @@ numbers Python's, a path text, a whole number a float where the type is one.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
@@ -16,7 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from setr.errors import USAGE, SetrError
+from setr.errors import USAGE, SetrError, nearest
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -87,8 +86,8 @@ def require_known(function: str, given: Iterable[str], known: type) -> None:
     names = known.__annotations__
     for name in given:
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"did you mean {near[0]}?" if near else f"give {', '.join(names)}"
+            near = nearest(name, names)
+            hint = f"did you mean {near}?" if near else f"give {', '.join(names)}"
             raise TypeError(f"{function}() has no option '{name}'; {hint}")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from setr.data.class_files import names_by_colour, names_by_id
 from setr.data.mask_values import MaskValues, count_values
-from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.errors import DATA_CHECK_FAILED, SetrError, first_few
 from setr.labels import marks_no_class
 from setr.reading.masks import IN_ALPHA, is_in_alpha, read_mask
 
@@ -154,7 +154,7 @@ def _hints(ids: Counter[int], names: dict[int, str]) -> list[str]:
     """Comments on what to check in the drafted classes."""
     if names:
         unnamed = [str(i) for i in sorted(set(ids) - set(names) - {255})]
-        shown = ", ".join(unnamed[:5]) + (", …" if len(unnamed) > 5 else "")
+        shown = first_few(unnamed, 5)
         return unnamed and [
             f"# the file of class names has no name for {shown}: ignored. If the background (id",
             "# 0) is missing, add it as the first name there and run this again with --overwrite",

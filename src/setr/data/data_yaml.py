@@ -7,7 +7,6 @@ code that is never run. `ignore_classes`, and splits of two folders, are Lightly
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ import yaml
 from setr.bands import Bands
 from setr.data.class_tables import in_own_keys
 from setr.data.configured import FolderPair, Place
-from setr.errors import USAGE, SetrError, first_line
+from setr.errors import USAGE, SetrError, first_line, nearest
 from setr.labels import IGNORE, Labels, as_label_map
 from setr.reading.parsed import PlainLoader, yaml_of
 
@@ -148,7 +147,7 @@ def read_description(path: Path) -> Description:
     unknown = [key for key in values if key not in (*YAML_KEYS, *folds)]
     if unknown:
         key = str(unknown[0])
-        near = _ELSEWHERE.get(key) or next(iter(difflib.get_close_matches(key, YAML_KEYS, 1)), None)
+        near = _ELSEWHERE.get(key) or nearest(key, YAML_KEYS)
         hint = f"; did you mean '{near}'?" if near else f"; known: {', '.join(YAML_KEYS)}"
         raise SetrError(f"{path}: unknown key '{key}'{hint}", code=USAGE)
     place = str(values.get("path", "."))

@@ -11,7 +11,7 @@ from setr.data.dataset import Dataset
 from setr.data.pairs import Pairs
 from setr.data.sampling import evenly_spaced
 from setr.data.survey_rows import ALL_IGNORED, ALPHA, BINARY, DARK, DIM, ROTATED, Survey
-from setr.errors import SetrError
+from setr.errors import SetrError, first_few
 from setr.labels import IGNORE, marks_no_class
 from setr.reading.masks import IN_ALPHA, are_reordered
 
@@ -143,8 +143,7 @@ def _absent_classes(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[
     names = [c for c, n in zip(dataset.labels.classes, pixels, strict=True) if not n]
     if not names or not pixels.any():
         return []
-    shown = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
-    text = f"{len(names)} classes never occur: {shown}"
+    text = f"{len(names)} classes never occur: {first_few(names, SHOWN)}"
     return [Finding("warning", dataset.split, text, len(names))]
 
 

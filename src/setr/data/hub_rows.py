@@ -16,7 +16,7 @@ from setr.data.data_yaml import HUB
 from setr.data.dataset import Dataset
 from setr.data.pairing import NoSplitError
 from setr.data.pairs import NamedPairs, Numbers
-from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_few
 from setr.labels import Labels, known_labels
 from setr.reading.pillow import Named, Source
 from setr.reading.remote import fetch
@@ -172,7 +172,7 @@ def _load_splits(hub: Any, name: str) -> Any:
         if listed is None:
             raise SetrError(f"{HUB}{name}: cannot load ({message[:160]})") from None
     configs = re.split(r"['\"], ['\"]", listed[1])
-    shown = ", ".join(configs[:20]) + (", …" if len(configs) > 20 else "")
+    shown = first_few(configs, 20)
     what = f"no configuration '{config}';" if config else "which configuration?"
     place = f"{repository}@{revision}" if revision else repository
     raise SetrError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from setr.data.mask_names import masks_by_stem, separate_masks
-from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.errors import DATA_CHECK_FAILED, SetrError, first_few
 from setr.reading.files import (
     IMAGE_SUFFIXES,
     composed,
@@ -237,14 +237,13 @@ def refuse_missing(place: Path, images: list[str], masks: list[str], present: se
 
 def _require_none_missing(place: Path, missing: list[str], total: int, kind: str = "mask") -> None:
     if missing:
-        shown = ", ".join(os.path.basename(name) for name in missing[:10])
-        more = ", …" if len(missing) > 10 else ""
+        shown = first_few([os.path.basename(name) for name in missing], 10)
         fix = (
             "; add them, or list the other pairs with `setr init-data DIR --images IMAGE_FOLDER "
             "--masks MASK_FOLDER`"
         )
         raise data_error(
-            f"{place}: no {kind} for {len(missing)} of {total} images: {shown}{more}"
+            f"{place}: no {kind} for {len(missing)} of {total} images: {shown}"
             f"{fix if kind == 'mask' else ''}"
         )
 

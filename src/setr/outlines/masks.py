@@ -7,7 +7,6 @@ drawn: an error would else leave masks whose ids do not fit the data.yaml that i
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ import numpy as np
 from setr.data.flat_pairs import DRAWN
 from setr.data.pairing import data_error
 from setr.data.tile_folder import TileFolder, names_for
-from setr.errors import USAGE, SetrError
+from setr.errors import USAGE, SetrError, nearest
 from setr.labels import IGNORE, Labels
 from setr.outlines.drawing import Drawn, Rules
 from setr.outlines.index import BACKGROUND, IGNORED, AnnotatedFolder, AnnotatedImage
@@ -202,8 +201,8 @@ def _require_known(order: tuple[str, ...], names: tuple[str, ...]) -> None:
     """Refuse an order of classes that do not occur, or that occur twice."""
     for name in order:
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"did you mean '{near[0]}'?" if near else f"they are {', '.join(names[:SHOWN])}"
+            near = nearest(name, names)
+            hint = f"did you mean '{near}'?" if near else f"they are {', '.join(names[:SHOWN])}"
             raise SetrError(f"--order {','.join(order)}: no class '{name}'; {hint}", code=USAGE)
     if len(set(order)) < len(order):
         raise SetrError(f"--order {','.join(order)}: name each class once", code=USAGE)

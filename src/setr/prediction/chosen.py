@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import numpy as np
 
-from setr.errors import USAGE, SetrError
+from setr.errors import USAGE, SetrError, first_few, nearest
 from setr.labels import IGNORE
 
 
@@ -23,9 +22,8 @@ def chosen_ids(names: Sequence[str], classes: Sequence[str]) -> tuple[int, ...]:
     """
     for name in names:
         if name not in classes:
-            near = difflib.get_close_matches(name, classes, 1)
-            listed = ", ".join(classes[:20]) + (", …" if len(classes) > 20 else "")
-            hint = f"did you mean '{near[0]}'?" if near else f"the model has {listed}"
+            near = nearest(name, classes)
+            hint = f"did you mean '{near}'?" if near else f"the model has {first_few(classes, 20)}"
             raise SetrError(f"classes '{name}': is not a class of the model; {hint}", code=USAGE)
     wanted = names or classes
     return tuple(number for number, name in enumerate(classes) if name in wanted)

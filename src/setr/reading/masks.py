@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from setr.colours import packed_colours
-from setr.errors import SetrError
+from setr.errors import SetrError, first_few
 from setr.reading.decode import check_png_rows, decode_fast, read_mat
 from setr.reading.pillow import (
     MAX_PIXELS,
@@ -108,7 +108,7 @@ def read_object(source: Source) -> np.ndarray:
         mask = packed_colours(read_mask(source, rgb=True))
     values = np.flatnonzero(np.bincount(mask.ravel())) if mask.itemsize < 3 else np.unique(mask)
     if len(values) > 2 or (len(values) == 2 and values[0]):
-        shown = ", ".join(map(str, values[:4].tolist())) + (", …" if len(values) > 4 else "")
+        shown = first_few(values.tolist(), 4)
         raise SetrError(
             f"{source_name(source)}: has the values {shown}; a mask of one class or object has 0 "
             "and one other value; if its edges are soft, or it was saved as JPEG, add "

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
 from setr.arguments.typed import typed
-from setr.errors import USAGE, SetrError, first_line
+from setr.errors import USAGE, SetrError, first_line, nearest
 from setr.reading.parsed import yaml_of
 
 T = TypeVar("T")
@@ -63,8 +62,8 @@ def build(kind: type[T], values: Any, source: str, prefix: str = "") -> T:
     arguments = {}
     for key, value in values.items():
         if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, 1)
-            hint = f"; did you mean '{prefix}{near[0]}'?" if near else ""
+            near = nearest(str(key), hints)
+            hint = f"; did you mean '{prefix}{near}'?" if near else ""
             raise SetrError(f"{source}: unknown key '{prefix}{key}'{hint}", code=USAGE)
         if dataclasses.is_dataclass(hints[key]):
             arguments[key] = build(hints[key], value, source, f"{prefix}{key}.")

@@ -7,13 +7,12 @@ class names may contain spaces, commas and equals signs.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from setr.errors import USAGE, SetrError, check_setting
+from setr.errors import USAGE, SetrError, check_setting, first_few, nearest
 
 KINDS = ("none", "auto", "median_frequency", "sqrt_median_frequency")
 """Names of rules; all but `none` use pixel counts."""
@@ -69,8 +68,8 @@ def named_weights(text: str) -> dict[str, float]:
 
 
 def _form(text: str) -> str:
-    near = difflib.get_close_matches(text, KINDS, 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    near = nearest(text, KINDS)
+    hint = f"; did you mean {near}?" if near else ""
     return f"give {', '.join(KINDS)}, or weights as in NAME=0.5,NAME=4{hint}"
 
 
@@ -82,7 +81,7 @@ def by_class(weights: Mapping[str, float], classes: Sequence[str]) -> list[float
     """
     for name in weights:
         if name not in classes:
-            raise SetrError(f"{_SETTING}: '{name}' is not a class; {_nearest(name, classes)}",
+            raise SetrError(f"{_SETTING}: '{name}' is not a class; {_hint(name, classes)}",
                             code=USAGE)  # fmt: skip
     found = [weights.get(name, 1.0) for name in classes]
     check_setting(
@@ -91,22 +90,18 @@ def by_class(weights: Mapping[str, float], classes: Sequence[str]) -> list[float
     return found
 
 
-def _nearest(name: str, classes: Sequence[str]) -> str:
+def _hint(name: str, classes: Sequence[str]) -> str:
     if "=" in name:
         return "write NAME=NUMBER,NAME=NUMBER"
     by_small = {known.lower(): known for known in classes}
-    near = difflib.get_close_matches(name.lower(), by_small, 1)
+    near = nearest(name.lower(), by_small)
     if near:
-        return f"did you mean '{by_small[near[0]]}'?"
-    return f"there are {_listed(classes)}"
+        return f"did you mean '{by_small[near]}'?"
+    return f"there are {first_few(classes, _SHOWN)}"
 
 
 def described(weights: Sequence[float], classes: Sequence[str]) -> str:
     """The weights as text: `sky 0.5, pole 4; others 1`."""
     shown = [f"{name} {w:.3g}" for name, w in zip(classes, weights, strict=True) if w != 1]
     others = "; others 1" if len(shown) < len(classes) else ""
-    return _listed(shown) + others if shown else "all 1"
-
-
-def _listed(words: Sequence[str]) -> str:
-    return ", ".join(words[:_SHOWN]) + (", …" if len(words) > _SHOWN else "")
+    return first_few(shown, _SHOWN) + others if shown else "all 1"

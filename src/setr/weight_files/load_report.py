@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from setr.errors import first_few
+
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -51,6 +53,5 @@ class LoadReport:
             ("different options", self.differences),
         ):
             if names:
-                more = ", …" if len(names) > 3 else ""
-                parts.append(f"{len(names)} {label}: {', '.join(names[:3])}{more}")
+                parts.append(f"{len(names)} {label}: {first_few(names, 3)}")
         return "; ".join(parts)
