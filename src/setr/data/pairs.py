@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from setr.data.pairing import SplitFiles
+
+T = TypeVar("T")
 
 
 class Pair(NamedTuple):
@@ -20,7 +23,22 @@ class Pair(NamedTuple):
     mask: Path | None
 
 
-class Pairs(Sequence[Pair]):
+class Made(Sequence[T]):
+    """A sequence whose items are made on access; a slice is a tuple of them."""
+
+    @abstractmethod
+    def made(self, place: int) -> T:
+        """The item at a place, 0 or more and below the length."""
+
+    def __getitem__(self, index: Any) -> Any:
+        places = range(len(self))[index]
+        return tuple(map(self.made, places)) if isinstance(places, range) else self.made(places)
+
+    def __iter__(self) -> Iterator[T]:
+        return map(self.made, range(len(self)))
+
+
+class Pairs(Made[Pair]):
     """File names of a split, packed into bytes: a million `Path` objects would take a gigabyte.
 
     Forked data-loading workers also share packed bytes, but would copy objects (reference counts).
@@ -37,23 +55,13 @@ class Pairs(Sequence[Pair]):
     def __len__(self) -> int:
         return self._length
 
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Pair, ...]: ...
-    def __getitem__(self, index: int | slice) -> Pair | tuple[Pair, ...]:
-        if isinstance(index, slice):
-            return tuple(self[i] for i in range(*index.indices(len(self))))
-        if index < 0:
-            index += len(self)
+    def made(self, place: int) -> Pair:
+        """The pair at a place."""
         for root, images, masks in self._parts:
-            if 0 <= index < len(images):
-                return Pair(root / images[index], None if masks is None else root / masks[index])
-            index -= len(images)
-        raise IndexError(index)
-
-    def __iter__(self) -> Iterator[Pair]:
-        return (self[i] for i in range(len(self)))
+            if place < len(images):
+                return Pair(root / images[place], None if masks is None else root / masks[place])
+            place -= len(images)
+        raise IndexError(place)
 
     def part(self, indices: Sequence[int]) -> Pairs:
         """The pairs with these indices, those of one folder or list after those before it."""
@@ -80,7 +88,7 @@ class Pairs(Sequence[Pair]):
                 yield os.path.join(base, images[i]), mask
 
 
-class NamedPairs(Sequence[Pair]):
+class NamedPairs(Made[Pair]):
     """Paths that name samples without files of their own, made on access.
 
     Args:
@@ -95,22 +103,13 @@ class NamedPairs(Sequence[Pair]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Pair, ...]: ...
-    def __getitem__(self, index: int | slice) -> Pair | tuple[Pair, ...]:
-        places = range(len(self))[index]
-        if isinstance(places, range):
-            return tuple(self[i] for i in places)
-        name = self.samples[places]
+    def made(self, place: int) -> Pair:
+        """The pair at a place."""
+        name = self.samples[place]
         return Pair(self.folder / name, self.folder / f"{name}{self.mask_ending}")
 
-    def __iter__(self) -> Iterator[Pair]:
-        return (self[i] for i in range(len(self)))
 
-
-class Numbers(Sequence[str]):
+class Numbers(Made[str]):
     """Numbers from 0 with leading zeros: 0000012."""
 
     def __init__(self, length: int) -> None:
@@ -119,14 +118,12 @@ class Numbers(Sequence[str]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: Any) -> Any:
-        number = range(self.length)[index]
-        if isinstance(number, range):
-            return [f"{n:07d}" for n in number]
-        return f"{number:07d}"
+    def made(self, place: int) -> str:
+        """The number at a place."""
+        return f"{place:07d}"
 
 
-class Strings(Sequence[str]):
+class Strings(Made[str]):
     """A sequence of strings in one buffer."""
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -139,9 +136,7 @@ class Strings(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, index: Any) -> Any:
-        place = range(len(self))[index]
-        if isinstance(place, range):
-            return [self[i] for i in place]
+    def made(self, place: int) -> str:
+        """The string at a place."""
         start = self.ends[place - 1] if place else 0
         return self.buffer[start : self.ends[place]].decode("utf-8", "surrogateescape")
