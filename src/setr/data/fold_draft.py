@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 
 from setr.data.name_patterns import fitting_keys
-from setr.data.split_draft import MaskPair, draft_parts, known_split, list_text
+from setr.data.split_draft import MaskPair, checksum, draft_parts, known_split, list_text
 from setr.errors import USAGE, SetrError
 from setr.reading.files import printable
 
@@ -60,7 +59,7 @@ def grouped_lists(
         [(group, group) for group in members],
         val_share,
         splits,
-        {group: _classes_in(own, classes) for group, own in members.items()},
+        {g: frozenset(c for _, m in own for c in classes[m]) for g, own in members.items()},
     )
     return {
         split: list_text(pair for group, _ in found for pair in members[group])
@@ -109,7 +108,7 @@ def draft_folds(
     }
     folds: list[list[MaskPair]] = [[] for _ in range(count)]
     having: list[Counter[int]] = [Counter() for _ in range(count)]
-    large_first = sorted(members, key=lambda g: (-len(members[g]), _checksum(g)))
+    large_first = sorted(members, key=lambda g: (-len(members[g]), checksum(g)))
     for group in sorted(large_first, key=lambda g: totals[rarest[g]]):
         rare = rarest[group]
         chosen = min(range(count), key=lambda k: (having[k][rare], len(folds[k]), k))
@@ -133,11 +132,3 @@ def _members(pairs: Sequence[MaskPair], groups: Mapping[str, str]) -> dict[str, 
     for pair in pairs:
         found.setdefault(groups.get(pair[0], pair[0]), []).append(pair)
     return found
-
-
-def _classes_in(pairs: Sequence[MaskPair], classes: Mapping[str, Set[int]]) -> frozenset[int]:
-    return frozenset(c for _, mask in pairs for c in classes[mask])
-
-
-def _checksum(name: str) -> int:
-    return zlib.crc32(name.encode("utf-8", "surrogateescape"))

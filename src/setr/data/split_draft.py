@@ -80,13 +80,18 @@ def drawn_split(
     Pairs are then exchanged, rare classes first, until every class in at least two masks is in both
     parts. A class stays in one part if any exchange would remove another class from a part.
     """
-    order = sorted(pairs, key=lambda pair: zlib.crc32(pair[0].encode("utf-8", "surrogateescape")))
+    order = sorted(pairs, key=lambda pair: checksum(pair[0]))
     count = min(max(1, round(len(order) * val_share)), max(len(order) - 1, 1))
     parts = _Parts(order[:count], order[count:], classes)
     for rare in parts.shared_classes():
         parts.spread(rare)
     val, train = parts.pairs
     return {"val": val, "train": train or order}
+
+
+def checksum(name: str) -> int:
+    """A number by which names are in an order that has nothing to do with what they say."""
+    return zlib.crc32(name.encode("utf-8", "surrogateescape"))
 
 
 class _Parts:

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from setr.data.flat_pairs import DRAWN
+from setr.data.flat_pairs import files_below
 from setr.data.pairing import data_error
-from setr.data.tile_folder import TILES, has_tiles
 from setr.outlines.cvat import cvat_outlines
 from setr.outlines.index import AnnotatedFolder, ImageIndex
 from setr.outlines.json_files import json_outlines
 from setr.outlines.yolo import yolo_outlines
-from setr.reading.files import walk_images
 
 
 def find_outlines(root: Path, class_key: str = "") -> AnnotatedFolder | None:
@@ -32,8 +30,7 @@ def find_outlines(root: Path, class_key: str = "") -> AnnotatedFolder | None:
         SetrError: several annotation formats, or an image with outlines in two files or twice in
             one (exit code 3).
     """
-    made = (f"{DRAWN}/", *([f"{TILES}/"] if has_tiles(root) else ()))
-    images = [name for name in walk_images(root) if not name.startswith(made)]
+    images = files_below(root)
     if not images:
         return None
     index = ImageIndex(images)
