@@ -108,15 +108,11 @@ def leaks(first: Checkup, second: Checkup) -> list[Finding]:
     a, b = first.survey, second.survey
     between = f"{first.dataset.split} and {second.dataset.split}"
     same = np.flatnonzero(np.isin(b.content, a.content[a.content != 0]))
-    found = []
-    if len(same):
-        text = f"images are in both {between}, byte for byte; remove them from one"
-        found.append(about(second.dataset, "warning", text, same))
+    text = f"images are in both {between}, byte for byte; remove them from one"
+    found = about(second.dataset, "warning", text, same)
     near = np.setdiff1d(near_hashes(a.look, b.look, NEAR_BITS), same)
-    if len(near):
-        text = f"images are nearly the same in {between} (video frames?); scores will be too high"
-        found.append(about(second.dataset, "warning", text, near))
-    return found
+    text = f"images are nearly the same in {between} (video frames?); scores will be too high"
+    return found + about(second.dataset, "warning", text, near)
 
 
 def map_a_class(role: str) -> str:

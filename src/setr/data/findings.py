@@ -53,8 +53,8 @@ def split_findings(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[F
     return [finding for look in _KINDS for finding in look(dataset, scan, pixels)]
 
 
-def about(dataset: Dataset, level: Level, text: str, rows: np.ndarray) -> Finding:
-    """A finding about some pairs of a split.
+def about(dataset: Dataset, level: Level, text: str, rows: np.ndarray) -> list[Finding]:
+    """A finding about some pairs of a split; none if there are no such pairs.
 
     Args:
         dataset: the split.
@@ -62,8 +62,10 @@ def about(dataset: Dataset, level: Level, text: str, rows: np.ndarray) -> Findin
         text: what is wrong with them, after their number.
         rows: indices of the pairs.
     """
+    if not len(rows):
+        return []
     files = tuple(str(dataset.pairs[int(i)].image) for i in rows[:SHOWN])
-    return Finding(level, dataset.split, f"{len(rows)} {text}", len(rows), files)
+    return [Finding(level, dataset.split, f"{len(rows)} {text}", len(rows), files)]
 
 
 def _single_class(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[Finding]:
@@ -82,7 +84,7 @@ def _binary(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[Finding]
     """Masks of 0 and 255 in which 255 probably means a class, but is ignored."""
     rows = scan.having(BINARY)
     ignored = (dataset.labels.label_map or {}).get(IGNORE) == IGNORE
-    if not len(rows) or not ignored or not pixels[0] or pixels[1:].any():
+    if not ignored or not pixels[0] or pixels[1:].any():
         return []
     classes = dataset.labels.classes
     lost = classes[1] if len(classes) > 1 else "the other class"
@@ -91,14 +93,14 @@ def _binary(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[Finding]
         f"in data.yaml: label_map: {{0: {classes[0]}, 255: {lost}}}"
     )
     level: Level = "error" if len(classes) == 2 else "warning"
-    return [about(dataset, level, text, rows)]
+    return about(dataset, level, text, rows)
 
 
 def _in_alpha(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[Finding]:
     """Masks that are drawn in their alpha channel."""
     rows = scan.having(ALPHA)
     level: Level = "warning" if np.count_nonzero(pixels) > 1 else "error"
-    return [about(dataset, level, f"masks are {IN_ALPHA}", rows)] if len(rows) else []
+    return about(dataset, level, f"masks are {IN_ALPHA}", rows)
 
 
 def _reordered(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[Finding]:
@@ -121,10 +123,8 @@ def _reordered(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[Findi
 def _all_ignored(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[Finding]:
     """Masks without any labelled pixel."""
     rows = np.setdiff1d(scan.having(ALL_IGNORED), list(scan.problems))
-    if not len(rows):
-        return []
     text = "masks are ignored everywhere and affect neither training nor scores"
-    return [about(dataset, "warning", text, rows)]
+    return about(dataset, "warning", text, rows)
 
 
 def _duplicates(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[Finding]:
@@ -132,10 +132,8 @@ def _duplicates(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[Find
     read = np.flatnonzero(scan.content)
     _, first = np.unique(scan.content[read], return_index=True)
     again = np.setdiff1d(read, read[first])
-    if not len(again):
-        return []
     text = "images are identical copies of an earlier one in the split"
-    return [about(dataset, "warning", text, again)]
+    return about(dataset, "warning", text, again)
 
 
 def _absent_classes(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[Finding]:
@@ -172,14 +170,14 @@ def _dark(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[Finding]:
         f"images are nearly black: all values are below {DIM} of 255; if they have 16 bits, "
         "give their range in data.yaml, for example bands: [1] and value_range: [0, 4095]"
     )
-    return [about(dataset, "warning", text, rows)] if len(rows) else []
+    return about(dataset, "warning", text, rows)
 
 
 def _rotated(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[Finding]:
     """Images that a viewer shows rotated."""
     rows = scan.having(ROTATED)
     text = "images have an EXIF rotation; it is applied, so masks must match the rotated image"
-    return [about(dataset, "note", text, rows)] if len(rows) else []
+    return about(dataset, "note", text, rows)
 
 
 _KINDS = (
