@@ -21,7 +21,7 @@ from setr.prediction.kinds import KINDS
 from setr.prediction.manifest import Row
 from setr.prediction.outputs import parse_kinds, with_ending
 from setr.prediction.rasters import RASTER_KINDS
-from setr.prediction.streams import Stream, stems
+from setr.prediction.streams import Stream, by_stem
 from setr.reading.remote import fetch, is_repository
 from setr.reading.storage import Storage
 from setr.reading.urls import is_url
@@ -83,13 +83,9 @@ def output_writers(
 
 def stream_tasks(streams: Sequence[Stream], out: Path, taken: Sequence[str]) -> dict[Task, Stream]:
     """Videos, GeoTIFF files and addresses as tasks, with output names that are not taken."""
-    places = stems(streams, out, [out / name for name in taken]) if streams else []
     return {
-        Task(
-            Item(str(stream.below), stream.shown, file_stamp(stream.source)),
-            place.relative_to(out).as_posix(),
-        ): stream
-        for stream, place in zip(streams, places, strict=True)
+        Task(Item(str(stream.below), stream.shown, file_stamp(stream.source)), name): stream
+        for name, stream in by_stem(streams, out, taken).items()
     }
 
 

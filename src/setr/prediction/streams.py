@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -94,12 +94,12 @@ def split_sources(sources: Sequence[str]) -> tuple[list[Stream], list[str]]:
     return list(found.values()), rest
 
 
-def stems(streams: Sequence[Stream], out: Path, taken: Iterable[Path] = ()) -> list[Path]:
-    """Output names without ending: a stream's stem, or its whole name where stems clash.
+def by_stem(streams: Sequence[Stream], out: Path, taken: Sequence[str]) -> dict[str, Stream]:
+    """Streams by output name without ending: their stem, or the whole name where stems clash.
 
     Args:
         streams: as `split_sources` gives them.
-        out: output folder.
+        out: output folder, in which the names are.
         taken: output names of other inputs.
 
     Raises:
@@ -107,18 +107,19 @@ def stems(streams: Sequence[Stream], out: Path, taken: Iterable[Path] = ()) -> l
     """
     count = Counter(stream.stem for stream in streams)
     others = set(taken)
-    named: dict[Path, Stream] = {}
+    named: dict[str, Stream] = {}
     for stream in streams:
-        stem = stream.stem
-        name = out / (stem if count[stem] == 1 and out / stem not in others else stream.below)
+        name = stream.stem.as_posix()
+        if count[stream.stem] > 1 or name in others:
+            name = stream.below.as_posix()
         if name in named:
             raise SetrError(
-                f"{stream.shown} and {named[name].shown} would both write {name}; use two output "
-                "folders",
+                f"{stream.shown} and {named[name].shown} would both write {out / name}; use two "
+                "output folders",
                 code=USAGE,
             )
         named[name] = stream
-    return list(named)
+    return named
 
 
 def predict_stream(
