@@ -44,10 +44,6 @@ class SceneDataset(Dataset):
         """A constant: a scene never changes."""
         return "drawn"
 
-    def pixels(self, index: int) -> np.ndarray:
-        """The image of scene `index` in this split."""
-        return self.open_raw(index)[0]
-
     def open_raw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image and mask of scene `index`; the ids are training ids."""
         number = self.pairs[index].image.stem.rpartition("_")[2]

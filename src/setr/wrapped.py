@@ -203,10 +203,6 @@ class WrappedDataset(Dataset):
             content=_content_version(self.content, samples),
         )
 
-    def pixels(self, index: int) -> np.ndarray:
-        """The image of one sample."""
-        return self.open_raw(index)[0]
-
     def open_raw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """One sample as uint8 (H, W, C) and its mask's ids or colours.
 

@@ -136,6 +136,8 @@ class Dataset:
         Raises:
             SetrError: as `load`, here or on indexing.
         """
+        if self.decoded:
+            return self.open_raw(index)[0]
         return open_pixels(self.sources(index)[0], self.bands)
 
     def open(self, index: int) -> tuple[Pixels, Mask]:
