@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from setr.data.dataset import Dataset
-from setr.data.order import Extra, Position, Share, training_order
+from setr.data.order import WHOLE, Extra, Position, Share, training_order
 from setr.data.own_augmentation import OwnAugmentation, require_sendable
 from setr.data.workers import PREFETCH_FACTOR, Loader
 from setr.errors import SetrError
@@ -116,7 +116,7 @@ def training_batches(
     start: int,
     stop: int,
     workers: int,
-    share: Share | None = None,
+    share: Share = WHOLE,
     pinned: bool = False,
     own: OwnAugmentation | None = None,
     extra: Extra | None = None,
@@ -130,8 +130,7 @@ def training_batches(
     """
     if own is not None and workers:
         require_sendable(own.augment)
-    images = len((share or Share(0, 1, 1)).of(batch_size))
-    batch_bytes = images * math.prod(augment.crop_size) * (len(augment.fill) + 1)
+    batch_bytes = len(share.of(batch_size)) * math.prod(augment.crop_size) * (len(augment.fill) + 1)
     use_shared_memory = _fits_shared_memory(PREFETCH_FACTOR * workers + 1, batch_bytes)
     order = training_order(
         dataset, batch_size, seed=seed, start=start, stop=stop, share=share, extra=extra

@@ -30,14 +30,18 @@ class Share(NamedTuple):
         accumulate: micro-batches per batch.
     """
 
-    rank: int
-    world: int
-    accumulate: int
+    rank: int = 0
+    world: int = 1
+    accumulate: int = 1
 
     def of(self, batch_size: int) -> np.ndarray:
         """Positions in the batch, in ascending order."""
         positions = np.arange(batch_size).reshape(self.accumulate, self.world, -1)
         return positions[:, self.rank].ravel()
+
+
+WHOLE = Share()
+"""All of a batch."""
 
 
 class BatchOrder:
@@ -49,7 +53,7 @@ class BatchOrder:
         seed: seed of the order.
         start: first step.
         stop: step after the last.
-        share: part of every batch to yield; all of it by default.
+        share: part of every batch to yield.
         permute: returns the order of an epoch; a uniform permutation by default.
     """
 
@@ -61,12 +65,11 @@ class BatchOrder:
         seed: int,
         start: int,
         stop: int,
-        share: Share | None = None,
+        share: Share = WHOLE,
         permute: Permute | None = None,
     ) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.start, self.stop = start, stop
-        self.share = share or Share(0, 1, 1)
+        self.start, self.stop, self.share = start, stop, share
         self.permute: Permute = permute or (lambda rng: rng.permutation(length))
 
     def __len__(self) -> int:
@@ -134,26 +137,16 @@ def training_order(
     seed: int,
     start: int,
     stop: int,
-    share: Share | None = None,
+    share: Share = WHOLE,
     extra: Extra | None = None,
 ) -> Order:
     """The order of a data set's samples in steps start .. stop-1; see `BatchOrder`."""
 
-    def order(of: Dataset, count: int, share: Share | None) -> BatchOrder:
-        return BatchOrder(
-            len(of),
-            count,
-            seed=seed,
-            start=start,
-            stop=stop,
-            share=share,
-            permute=of.permutation,
-        )
+    def order(of: Dataset, count: int, share: Share = WHOLE) -> BatchOrder:
+        steps = {"seed": seed, "start": start, "stop": stop}
+        return BatchOrder(len(of), count, **steps, share=share, permute=of.permutation)
 
     if extra is None:
         return order(dataset, batch_size, share)
-    return MixedOrder(
-        order(dataset, batch_size - extra.per_batch, None),
-        order(extra.dataset, extra.per_batch, None),
-        share or Share(0, 1, 1),
-    )
+    split = order(dataset, batch_size - extra.per_batch)
+    return MixedOrder(split, order(extra.dataset, extra.per_batch), share)

@@ -12,7 +12,7 @@ from torch import Tensor
 from setr.config import Config
 from setr.data.dataset import Dataset
 from setr.data.loader import located, training_batches
-from setr.data.order import BatchOrder, Extra, Order, Share, training_order
+from setr.data.order import WHOLE, BatchOrder, Extra, Order, Share, training_order
 from setr.data.own_augmentation import Augment, OwnAugmentation
 from setr.inference import normalize
 from setr.model import SETR, Features
@@ -27,12 +27,8 @@ class Source(Protocol):
         """This process's batches from step `start` on: inputs, and masks uint8 (B, H, W)."""
         ...
 
-    def order(self, start: int, stop: int, share: Share | None = None) -> Order:
-        """The samples of steps start .. stop-1, of one share of each batch or of all processes."""
-        ...
-
-    def names(self, step: int, share: Share | None = None) -> list[str]:
-        """Paths of the images of a step, of one share of the batch or of all processes."""
+    def names(self, step: int, share: Share = WHOLE) -> list[str]:
+        """Paths of the images of a step, by default of all processes."""
         ...
 
     def inputs(self, part: Tensor) -> Tensor | Features:
@@ -73,8 +69,8 @@ class _Images:
             extra=self.extra,
         )
 
-    def order(self, start: int, stop: int, share: Share | None = None) -> Order:
-        """The order of the data set, with further images in between."""
+    def order(self, start: int, stop: int, share: Share = WHOLE) -> Order:
+        """The samples of steps start .. stop-1, with further images in between."""
         train = self.config.train
         return training_order(
             self.dataset,
@@ -86,7 +82,7 @@ class _Images:
             extra=self.extra,
         )
 
-    def names(self, step: int, share: Share | None = None) -> list[str]:
+    def names(self, step: int, share: Share = WHOLE) -> list[str]:
         """Paths of the images."""
         datasets = (self.dataset, self.extra.dataset) if self.extra else (self.dataset,)
         (batch,) = self.order(step, step + 1, share)
@@ -124,14 +120,14 @@ class _Features:
                 torch.from_numpy(np.stack([stored.masks[view] for view in views])),
             )
 
-    def order(self, start: int, stop: int, share: Share | None = None) -> BatchOrder:
+    def order(self, start: int, stop: int, share: Share = WHOLE) -> BatchOrder:
         """A fully random order, since stored features allow random access."""
         train, count = self.config.train, len(self.stored.maps) // self.stored.views
         return BatchOrder(
             count, train.batch_size, seed=train.seed, start=start, stop=stop, share=share
         )
 
-    def names(self, step: int, share: Share | None = None) -> list[str]:
+    def names(self, step: int, share: Share = WHOLE) -> list[str]:
         """Paths of the images of which the features are."""
         (batch,) = self.order(step, step + 1, share)
         return [str(self.dataset.pairs[index].image) for _, index in batch]
