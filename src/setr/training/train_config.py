@@ -105,7 +105,12 @@ class TrainConfig:
         check_setting(
             self.steps > 0 or self.epochs > 0, f"{both}: give at least one step, or epochs"
         )
-        check_setting(self.batch_size > 0, f"train.batch_size {self.batch_size}: give at least 1")
+        for name in ("batch_size", "save_every", "log_every", "keep_states"):
+            value = getattr(self, name)
+            check_setting(value > 0, f"train.{name} {value}: give at least 1")
+        for name in ("aux_weight", "eval_every", "patience", "samples"):
+            value = getattr(self, name)
+            check_setting(0 <= value < math.inf, f"train.{name} {value}: give 0 or more")
         check_setting(
             self.accumulate > 0 and self.batch_size % self.accumulate == 0,
             f"train.accumulate {self.accumulate}: must divide train.batch_size {self.batch_size}",
@@ -113,27 +118,15 @@ class TrainConfig:
         check_setting(0 <= self.ema < 1, f"train.ema {self.ema}: give 0 to below 1")
         check_setting(0 <= self.seed < 2**64, f"train.seed {self.seed}: give 0 to 2^64 - 1")
         check_setting(
-            0 <= self.aux_weight < math.inf, f"train.aux_weight {self.aux_weight}: give 0 or more"
-        )
-        for name in ("save_every", "log_every"):
-            value = getattr(self, name)
-            check_setting(value > 0, f"train.{name} {value}: give at least 1")
-        check_setting(self.eval_every >= 0, f"train.eval_every {self.eval_every}: give 0 or more")
-        check_setting(self.patience >= 0, f"train.patience {self.patience}: give 0 or more")
-        check_setting(
             not self.patience or self.eval_every > 0,
             f"train.patience {self.patience}: counts evaluations; give the steps between them with "
             "train.eval_every",
         )
         named_weights(self.class_weights)
-        check_setting(self.samples >= 0, f"train.samples {self.samples}: give 0 or more")
         check_setting(self.profile >= 0, f"train.profile {self.profile}: give steps, or 0 for none")
         unknown = [name for name in self.trackers if name not in ("tensorboard", "wandb")]
         check_setting(
             not unknown, f"train.log {self.log}: give tensorboard, wandb or tensorboard,wandb"
-        )
-        check_setting(
-            self.keep_states > 0, f"train.keep_states {self.keep_states}: give at least 1"
         )
 
     @property
