@@ -11,7 +11,7 @@ import torch
 
 from setr.weight_files.flexible_layouts import convolution, plain_names
 from setr.weight_files.naming import Rule, Tensors, Translation, rename
-from setr.weight_files.relative_bias import TABLE, spread_shared_table, without_pairs
+from setr.weight_files.relative_bias import TABLE, part_bias, spread_shared_table, without_pairs
 
 _PARTS = {"q": "query", "k": "key", "v": "value"}
 """Projections of an attention layer, by the letters that some layouts use for them."""
@@ -112,9 +112,7 @@ def dinov3(tensors: Tensors) -> Translation:
     ]
     renamed, unexpected = rename(bare, rules)
     for name in [name for name in renamed if name.endswith(".attn.qkv.bias")]:
-        query, _, value = renamed.pop(name).chunk(3)  # DINOv3 masks the bias of the key
-        stem = name.removesuffix("qkv.bias")
-        renamed |= {f"{stem}q_bias": query, f"{stem}v_bias": value}
+        part_bias(renamed, name)  # DINOv3 masks the bias of the key
     return Translation("dinov3", _join_qkv(renamed), whole=False, unexpected=unexpected)
 
 

@@ -37,10 +37,8 @@ def without_pairs(tensors: Tensors) -> Tensors:
 def drop_key_bias(tensors: Tensors) -> None:
     """Leave out the key's bias in blocks that have a table (mmsegmentation's MAE)."""
     for name in [n for n in tensors if n.endswith(f".attn.{TABLE}")]:
-        stem = name.removesuffix(TABLE)
-        if (bias := tensors.pop(f"{stem}qkv.bias", None)) is not None:
-            query, _, value = bias.chunk(3)
-            tensors |= {f"{stem}q_bias": query, f"{stem}v_bias": value}
+        if (joint := f"{name.removesuffix(TABLE)}qkv.bias") in tensors:
+            part_bias(tensors, joint)
 
 
 def split_qkv_bias(given: Tensors, own: Tensors) -> None:
@@ -49,10 +47,14 @@ def split_qkv_bias(given: Tensors, own: Tensors) -> None:
     It adds the same to all scores of a query.
     """
     for name in [n for n in given if n.endswith(".attn.qkv.bias") and n not in own]:
-        stem = name.removesuffix("qkv.bias")
-        if f"{stem}q_bias" in own:
-            query, _, value = given.pop(name).chunk(3)
-            given |= {f"{stem}q_bias": query, f"{stem}v_bias": value}
+        if f"{name.removesuffix('qkv.bias')}q_bias" in own:
+            part_bias(given, name)
+
+
+def part_bias(tensors: Tensors, name: str) -> None:
+    """Part the joint bias of an attention layer into those of query and value."""
+    stem = name.removesuffix("qkv.bias")
+    tensors[f"{stem}q_bias"], _, tensors[f"{stem}v_bias"] = tensors.pop(name).chunk(3)
 
 
 def fill_plain(given: Tensors, own: Tensors) -> list[str]:
