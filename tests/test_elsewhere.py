@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 import setr
-from setr.arguments.elsewhere import COMMANDS_ELSEWHERE, ELSEWHERE, NAMES_ELSEWHERE
+from setr.arguments.elsewhere import (
+    ADVICE_HERE,
+    COMMANDS_HERE,
+    NAMES_ELSEWHERE,
+    OPTIONS_HERE,
+)
 from setr.labels import Labels
 from setr.result import Result
 
@@ -32,8 +37,17 @@ def test_no_hint_is_at_a_name_that_exists(owner):
 
 
 def test_tables_are_in_order():
-    for table in (ELSEWHERE, COMMANDS_ELSEWHERE, *NAMES_ELSEWHERE.values()):
+    tables = (OPTIONS_HERE, ADVICE_HERE, COMMANDS_HERE)
+    for table in (*tables, *NAMES_ELSEWHERE.values()):
         assert list(table) == sorted(table)
+    for table in tables:
+        assert all(names.split() == sorted(names.split()) for names in table.values())
+
+
+def test_a_name_elsewhere_has_one_meaning():
+    for tables in ((OPTIONS_HERE, ADVICE_HERE), (COMMANDS_HERE,)):
+        names = [name for table in tables for line in table.values() for name in line.split()]
+        assert len(names) == len(set(names))
 
 
 def test_a_name_of_another_toolkit_is_answered():
