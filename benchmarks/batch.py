@@ -24,7 +24,7 @@ from pathlib import Path
 
 from setr.data import scenes
 from setr.images import encode_png, read_image
-from setr.predictor import load
+from setr.loading import load
 from setr.provenance import provenance
 
 

@@ -67,7 +67,7 @@ def prepare(folder: Path, count: int) -> list[tuple[bytes, tuple[int, int]]]:
 def single_masks(model: str, cases: list[Any], out: Path) -> None:
     """The model's masks of single runs, as `.npz`."""
     from setr.images import read_image
-    from setr.predictor import load
+    from setr.loading import load
 
     predictor = load(model)
     np.savez(out, *[predictor.predict(read_image(data)).mask for data, _ in cases])
@@ -76,7 +76,7 @@ def single_masks(model: str, cases: list[Any], out: Path) -> None:
 def bare_rate(model: str, cases: list[Any], batch: int, seconds: float) -> float:
     """Images per second of the model's own batches on decoded images, all of them equally often."""
     from setr.images import read_image
-    from setr.predictor import load
+    from setr.loading import load
 
     predictor = load(model)
     images = [read_image(data) for data, _ in cases]

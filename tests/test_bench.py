@@ -14,8 +14,8 @@ from setr.data import scenes
 from setr.errors import USAGE, SetrError
 from setr.exporting import bench_row
 from setr.hub import save_pretrained
+from setr.loading import load
 from setr.model_info import ModelInfo
-from setr.predictor import load
 from tests.conftest import tiny_model
 
 

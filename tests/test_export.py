@@ -38,9 +38,10 @@ from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.inference import Protocol, normalize
 from setr.layers.feature_pyramid import FeaturePyramidNeck
+from setr.loading import load
 from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
-from setr.predictor import Predictor, load
+from setr.predictor import Predictor
 from setr.processes.lock import open_locked
 from tests.conftest import tiny_model, write_scene_folders
 

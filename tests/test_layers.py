@@ -293,7 +293,6 @@ ORDER = (
         "prediction.annotations",
         "prediction.rasters",
         "prediction.model_bands",
-        "prediction.load_options",
     ),
     *(
         "prediction.kinds",
@@ -308,6 +307,7 @@ ORDER = (
         "prediction.outputs",
         "prediction.placed",
         "predictor",
+        "loading",
         "prediction.filming",
         "prediction.mapping",
         "prediction.streams",

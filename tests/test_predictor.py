@@ -25,8 +25,9 @@ from setr.images import encode_png
 from setr.inference import Protocol
 from setr.labels import known_labels
 from setr.layers.precision import autocast_dtype
+from setr.loading import load
 from setr.model_info import ModelInfo
-from setr.predictor import Predictor, load
+from setr.predictor import Predictor
 from setr.reading.files import write_bytes
 from setr.reading.masks import read_mask
 from setr.scores.submissions import check_submission

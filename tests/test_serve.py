@@ -25,7 +25,7 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="needs the extra serve")
 import httpx
 
-from setr import predictor
+from setr import loading
 from setr.cli import main
 from setr.data import scenes
 from setr.errors import FAILED, USAGE, SetrError
@@ -87,7 +87,7 @@ def raw(url: str, data: bytes) -> bytes:
 
 
 def test_every_format_is_what_the_predictor_says(client, sources):
-    expected = predictor.load(sources[1], device="cpu", precision="fp32").predict(photo())
+    expected = loading.load(sources[1], device="cpu", precision="fp32").predict(photo())
     for kind, form in FORMATS.items():
         query = {"model": "mla", "format": kind, "opacity": 0.3}
         answer = client.post("/v1/segment", params=query, content=photo())
@@ -118,7 +118,7 @@ def test_json_has_all_the_page_needs(client):
 
 
 def test_unsure_pixels_are_unlabelled_where_asked_for(client, sources):
-    plain = predictor.load(sources[0], device="cpu", precision="fp32").predict(photo())
+    plain = loading.load(sources[0], device="cpu", precision="fp32").predict(photo())
     least = float(np.median(plain.confidence))
     expected = plain.with_min_confidence(least)
     query = {"min_confidence": least, "format": "ids"}
@@ -385,7 +385,7 @@ def test_pages_of_other_sites_are_refused(client):
 
 def test_answers_of_a_crowd_are_not_mixed_up(url, sources):
     """Mixed sizes and models at once: every answer is the offline one of its own image."""
-    offline = {Path(s).name: predictor.load(s, device="cpu", precision="fp32") for s in sources}
+    offline = {Path(s).name: loading.load(s, device="cpu", precision="fp32") for s in sources}
     cases = [
         (name, photo(i, 40, 48 + 8 * (i % 2))) for i in range(6) for name in ("pup", "mla")
     ] * 2

@@ -18,7 +18,7 @@ from setr.data import scenes
 from setr.errors import SetrError
 from setr.evaluation import EvaluationOptions, evaluate_split
 from setr.export import export
-from setr.prediction.load_options import LoadOptions, PredictorOptions
+from setr.loading import LoadOptions, PredictorOptions
 from setr.transforms import Augmentation
 from setr.weight_files.foreign import FOREIGN_KEYWORDS
 from tests.conftest import tiny_model

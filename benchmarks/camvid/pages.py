@@ -24,10 +24,10 @@ def write(out: Path, run: Path, data: Path, *, shown: int = 3) -> Path:
         shown: how many of the worst and of the best test images.
     """
     from setr.datasets import open_dataset
+    from setr.loading import load
     from setr.pages import page
     from setr.pages.charts import confusion_chart, reliability_chart
     from setr.pages.figures import attention_figure, features_figure, open_view, position_figure
-    from setr.predictor import load
 
     tested = run / "test-single_scale"
     if not (tested / "metrics.json").is_file():

@@ -27,7 +27,7 @@ _EXPORTS = {
     "from_pretrained": "hub",
     "list_models": "catalog",
     "list_recipes": "recipes",
-    "load": "predictor",
+    "load": "loading",
     "load_weights": "weights",
     "open_dataset": "datasets",
     "push_to_hub": "hub",
@@ -51,12 +51,12 @@ if TYPE_CHECKING:
     from setr.hub import push_to_hub as push_to_hub
     from setr.hub import save_pretrained as save_pretrained
     from setr.labels import Labels as Labels
+    from setr.loading import load as load
     from setr.losses import segmentation_loss as segmentation_loss
     from setr.model import SETR as SETR
     from setr.model import create_model as create_model
     from setr.model_info import ModelInfo as ModelInfo
     from setr.predictor import Predictor as Predictor
-    from setr.predictor import load as load
     from setr.protocols import Protocol as Protocol
     from setr.recipes import list_recipes as list_recipes
     from setr.recipes import recipe as recipe

@@ -28,7 +28,8 @@ from setr.exporting.graphs import Graph, trace
 from setr.exporting.onnx_file import write_onnx
 from setr.exporting.quantize import calibration_images
 from setr.fitting import require_labelled
-from setr.predictor import Predictor, load
+from setr.loading import load
+from setr.predictor import Predictor
 from setr.provenance import hardware
 
 MIN_AGREEMENT = 0.99

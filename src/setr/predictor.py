@@ -11,25 +11,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from setr.arguments.choices import Precision
 from setr.arguments.elsewhere import HintsAtNames
-from setr.arguments.typed import checked, require_known
+from setr.arguments.typed import checked
 from setr.bands import Bands, Range, as_rgb
 from setr.errors import USAGE, SetrError
-from setr.evaluation import checked_info, resolve_protocol
+from setr.evaluation import resolve_protocol
 from setr.exporting.runtime import ExportedModel
 from setr.inference import NormalizedImages, Protocol, predict_mask, predict_scores
 from setr.labels import IGNORE
 from setr.model import SETR
 from setr.model_info import ModelInfo, require_own
-from setr.opening import open_trained
 from setr.prediction.live import is_live, open_video
-from setr.prediction.load_options import LoadOptions
 from setr.prediction.model_bands import ModelBands
 from setr.prediction.placed import PlacedModel
 from setr.prediction.rasters import Raster
@@ -41,10 +39,6 @@ from setr.reading.gdal import is_georeferenced
 from setr.reading.pillow import MAX_PIXELS
 from setr.reading.urls import without_password
 from setr.result import Result
-from setr.weight_files.foreign import FOREIGN_KEYWORDS
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 WINDOW = 512
 """Side of the windows of large images in pixels, for models without a known training crop size."""
@@ -286,56 +280,3 @@ class Predictor(PlacedModel, HintsAtNames):
             x = NormalizedImages(pixels.to(self.device), self.info.mean, self.info.std)
             found = function(self.passes, x, protocol, size=(x.shape[-2], x.shape[-1]))
         return found.cpu() if isinstance(found, torch.Tensor) else tuple(f.cpu() for f in found)
-
-
-def load(
-    source: str | os.PathLike | SETR,
-    *,
-    device: str | torch.device = "auto",
-    revision: str | None = None,
-    info: ModelInfo | None = None,
-    **options: Unpack[LoadOptions],
-) -> Predictor:
-    """Load a trained model.
-
-    Args:
-        source: a model directory (such as a run folder); `owner/name` or `owner/name@revision` on
-            the Hub; a SETR, Segmenter, DPT, UPerNet or EoMT checkpoint (.pth) of other code; the
-            folder or `owner/name` of a model of transformers; a linear head of DINOv2; the http(s)
-            address of such a file, which is cached by torch; a file written by `setr export`
-            (.onnx, .xml), which has a fixed precision; or a model in memory, together with `info`.
-        device: `auto` (a GPU if there is one), `cpu`, `cuda`, …
-        revision: branch, tag or commit on the Hub.
-        info: normalisation, classes and protocol, if `source` is a model in memory.
-        options: further keyword arguments of `Predictor`, such as `precision`, `window`, `scales`
-            and `flip`. For the checkpoints of other code bases also those of
-            `foreign.convert_foreign`, such as `num_heads`, or `pretrained` for a linear head and
-            for EoMT's differences to DINOv3.
-
-    Returns:
-        A `Predictor`; its method `predict` segments an image.
-
-    Raises:
-        SetrError: missing or broken model, or a device that is not available.
-        TypeError: another keyword.
-    """
-    require_known("load", options, LoadOptions)
-    given: dict[str, Any] = {**options}
-    foreign = {key: given.pop(key) for key in FOREIGN_KEYWORDS if key in given}
-    if isinstance(source, SETR):
-        return Predictor(source, checked_info(info), device=device, **given, **foreign)
-    if info is not None or not isinstance(source, str | os.PathLike):
-        raise SetrError(
-            f"{source if info is not None else type(source).__name__}: give the path or name of a "
-            "model, which has its own info, or a SETR model with info=",
-            code=USAGE,
-        )
-    model, info = open_trained(source, device=device, revision=revision, foreign=foreign)
-    if isinstance(model, SETR):
-        return Predictor(model, info, device=device, **given)
-    if given.pop("precision", "auto") not in ("auto", model.precision):
-        raise SetrError(
-            f"{source}: was exported in {model.precision}; leave --precision out, or export again",
-            code=USAGE,
-        )
-    return Predictor(model, info, device="cpu", precision="fp32", **given)

@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> int:
     from setr.evaluation import evaluate_split
     from setr.fitting import require_fit
     from setr.hub import save_pretrained
-    from setr.predictor import load
+    from setr.loading import load
     from setr.scores.adjustment import ADJUSTED, class_biases, find_offsets, shift_logits
 
     predictor = load(given.model, device=given.device)

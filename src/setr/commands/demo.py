@@ -43,8 +43,8 @@ def run(arguments: list[str]) -> int:
     config = config.replace({"out": given.out, "train.steps": steps, "train.seed": given.seed})
     from setr.datasets import open_dataset
     from setr.engine import train
+    from setr.loading import load
     from setr.pages.run_page import Shown, write_run
-    from setr.predictor import load
 
     print("setr demo: drawn scenes, 9 classes, a ViT of 6 blocks in 8 px patches", file=sys.stderr)
     metrics = train(config, overwrite=True)

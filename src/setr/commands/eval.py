@@ -126,7 +126,7 @@ def _opened(given: Arguments) -> tuple[Predictor, Dataset]:
     from setr.datasets import open_dataset
     from setr.distributed import rank
     from setr.fitting import require_fit
-    from setr.predictor import load
+    from setr.loading import load
     from setr.reading.files import require_writable
 
     predictor = load(given.model, device=given.device)
@@ -154,7 +154,7 @@ def _require_apart(out: Path) -> None:
 def _load(given: Arguments, path: str, dataset: Dataset) -> Predictor:
     """Load a model to compare with; an error names it."""
     from setr.fitting import require_fit
-    from setr.predictor import load
+    from setr.loading import load
 
     predictor = load(path, device=given.device)
     try:

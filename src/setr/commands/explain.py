@@ -137,8 +137,8 @@ def _features(given: Features) -> None:
 
 def _opened(given: Attention | Features) -> tuple[Predictor, View]:
     """The model, and the image as it sees it."""
+    from setr.loading import load
     from setr.pages.figures import open_view
-    from setr.predictor import load
 
     require_at_least(given, 1, "short_side")
     require_file(given.image)
@@ -147,8 +147,8 @@ def _opened(given: Attention | Features) -> tuple[Predictor, View]:
 
 
 def _position(given: Position) -> None:
+    from setr.loading import load
     from setr.pages.figures import position_figure
-    from setr.predictor import load
 
     require_at_least(given, 1, "grid")
     figure = position_figure(load(given.model, device="cpu"), given.grid)
@@ -156,8 +156,8 @@ def _position(given: Position) -> None:
 
 
 def _compare(given: Compare) -> None:
+    from setr.loading import load
     from setr.pages.figures import compare_figure
-    from setr.predictor import load
 
     for path in (given.image, *((given.truth,) if given.truth else ())):
         require_file(path)

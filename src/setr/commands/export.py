@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> int:
         require_default(given, rule, "split")
     from setr.datasets import open_dataset
     from setr.export import check_request, export
-    from setr.predictor import load
+    from setr.loading import load
 
     check_request(
         given.out, given.format, given.precision, calibrated=given.calibration is not None

@@ -15,6 +15,7 @@ from setr.batch import Outcome, OutputWriter, Task, outcomes, stream_outcomes
 from setr.commands.predict_arguments import Arguments
 from setr.commands.shared import mirrored
 from setr.errors import OK, USAGE, SetrError
+from setr.loading import load
 from setr.prediction import tally
 from setr.prediction.chosen import chosen_ids
 from setr.prediction.inputs import Item, find_items, in_shard, output_names, read_item
@@ -26,7 +27,6 @@ from setr.prediction.rasters import parse_bands, parse_range
 from setr.prediction.settled import files_of, output_writers, run_names, settled, stream_tasks
 from setr.prediction.streams import Stream, split_sources
 from setr.prediction.video import VIDEO_SUFFIXES
-from setr.predictor import load
 from setr.processes.interrupt import Interrupt, Stopped
 from setr.reading.files import expanded, one_line
 from setr.reading.storage import Storage, result_test

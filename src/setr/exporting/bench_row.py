@@ -19,7 +19,8 @@ from setr.data import scenes
 from setr.datasets import open_dataset
 from setr.evaluation import evaluate_split
 from setr.inference import predict_mask
-from setr.predictor import Predictor, load
+from setr.loading import load
+from setr.predictor import Predictor
 from setr.processes.machine import peak_bytes
 from setr.protocols import Protocol
 from setr.scores.groups import ScoredImage

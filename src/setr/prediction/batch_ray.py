@@ -22,8 +22,8 @@ import torch
 from setr._extras import import_extra
 from setr.batch import Outcome, OutputWriter, Task, outcomes
 from setr.errors import SetrError, first_line
+from setr.loading import load
 from setr.prediction.inputs import Item
-from setr.predictor import load
 
 CHUNK = 256
 """Tasks an actor takes at a time, at most."""

@@ -17,9 +17,10 @@ import torch
 from setr.errors import USAGE, SetrError
 from setr.explain import attention_maps, attention_rollout
 from setr.exporting.runtime import ExportedModel
+from setr.loading import load
 from setr.pages.figures import make_view
 from setr.prediction.passes import attempt, predict_each
-from setr.predictor import Predictor, Result, load
+from setr.predictor import Predictor, Result
 from setr.protocols import WHOLE_PIXELS
 from setr.serve.batching import DeadlinePassed
 from setr.serve.limits import Limits, Refusal
