@@ -212,10 +212,8 @@ def assigned(word: str, options: list[Option], verb: str) -> str | None:
 
 def usage(options: list[Option], verb: str) -> str:
     """The command with its positional arguments and required options."""
-    needed = [o.usage for o in options if not o.flags] + [
-        o.usage for o in options if o.flags and o.required
-    ]
-    return " ".join(("setr", verb, *needed))
+    needed = [o for o in options if not o.flags] + [o for o in options if o.flags and o.required]
+    return " ".join(("setr", verb, *(option.usage for option in needed)))
 
 
 def _is_flag(word: str) -> bool:
@@ -285,13 +283,13 @@ def meant(name: str, options: list[Option]) -> list[Option]:
     by_last: dict[str, list[Option]] = {}
     for option in options:
         by_last.setdefault(option.name.rpartition(".")[2], []).append(option)
-    by_name = {option.name: option for option in options}
+    by_name = {option.name: [option] for option in options}
     bare = name.rpartition(".")[2]
 
     def elsewhere(word: str) -> list[Option]:
         for equivalent in ELSEWHERE.get(word, ()):
             if equivalent in by_name:
-                return [by_name[equivalent]]
+                return by_name[equivalent]
             if equivalent in by_last and len(by_last[equivalent]) == 1:
                 return by_last[equivalent]
         return []
@@ -306,6 +304,5 @@ def meant(name: str, options: list[Option]) -> list[Option]:
     for known, key in ((by_name, name.replace("no-", "")), (by_last, bare.removeprefix("no-"))):
         near = difflib.get_close_matches(key, known, 1, _TYPO_CUTOFF)
         if near:
-            meant = known[near[0]]
-            return meant if isinstance(meant, list) else [meant]
+            return known[near[0]]
     return []

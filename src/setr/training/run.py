@@ -95,11 +95,10 @@ class Run:
         self.step, self.tested_step, self.seconds = 0, 0, 0.0
         if folder.state:
             restore(folder.state, self.model, self.optimizer, self.ema)
-            self.step = folder.state.step
-            self.tested_step = folder.state.values.get("tested", self.step)
-            self.seconds = folder.state.values["seconds"]
-            self.best.restore(folder.state.values)
-            self.scaler.restore(folder.state.values.get("scaler", {}))
+            self.step, values = folder.state.step, folder.state.values
+            self.tested_step, self.seconds = values.get("tested", self.step), values["seconds"]
+            self.best.restore(values)
+            self.scaler.restore(values.get("scaler", {}))
             say(f"continuing after step {self.step}")
         self.saved = folder.state is not None  # whether the newest state on disk is this one
         self.source = open_source(
