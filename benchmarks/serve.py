@@ -49,9 +49,9 @@ def prepare(folder: Path, count: int) -> list[tuple[bytes, tuple[int, int]]]:
     from PIL import Image
 
     from setr.images import read_image
-    from setr.reading.files import list_images
+    from setr.reading.files import walk_images
 
-    paths = list_images(folder)[:count]
+    paths = [folder / name for name in walk_images(folder)[:count]]
     if not paths:
         raise SystemExit(f"{folder}: no images")
     cases = []

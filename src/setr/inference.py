@@ -136,12 +136,7 @@ def predict_mask(
     """Predict the class of every pixel, without K x H x W scores in memory.
 
     Args:
-        model: see `Model`.
-        images: normalised images (B, C, H, W), or a source that reads them piece by piece.
-        protocol: scales, flip and window.
-        size: (H, W) of the result; the images' own by default.
-        batch_windows: windows per forward pass; by default 2 on a CPU, which saves memory, and on a
-            GPU at least 8, and up to `GPU_PIXELS`.
+        model, images, protocol, size, batch_windows: as in `predict_scores`.
         with_confidence: also compute the probabilities.
         on_scores: called with each block of the scores that `predict_scores` would return, from top
             to bottom. The classes are the same without it.
@@ -183,15 +178,9 @@ def mask_blocks(
     """As `predict_mask`, but yields blocks of rows from top to bottom.
 
     Args:
-        model: see `Model`.
-        images: normalised images (B, C, H, W), or a source that reads them piece by piece.
-        protocol: scales, flip and window; with `columns` only a scale of 1 without flip.
-        size: (H, W) of the result; the images' own by default.
+        model, images, protocol, size, batch_windows, with_confidence, on_scores: as there.
         columns: (start, stop) of a vertical strip to compute; the whole width by default. Windows
-            are those of the whole image.
-        batch_windows: as in `predict_mask`.
-        with_confidence: also compute the probabilities.
-        on_scores: as in `predict_mask`.
+            are those of the whole image. Only for a scale of 1 without flip.
 
     Raises:
         SetrError: the model's scores are not numbers (NaN).

@@ -17,7 +17,7 @@ from setr.arguments.choices import Absent
 from setr.data.data_yaml import DataLoader, labels_of
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_few, first_line
 from setr.labels import IGNORE, Labels, known_datasets, known_labels
-from setr.reading.files import composed, list_images
+from setr.reading.files import composed, walk_images
 from setr.reading.masks import IdMaskError, read_mask
 from setr.reading.parsed import json_of, yaml_of
 from setr.scores.scorecard import Scorecard
@@ -228,7 +228,7 @@ def _by_stem(folder: Path, train_ids: bool) -> dict[Path, Path]:
     """Label images by their relative path without Cityscapes' and the format's suffixes."""
     if not folder.is_dir():
         raise SetrError(f"{folder}: no such folder", code=USAGE)
-    files = list_images(folder)
+    files = [folder / name for name in walk_images(folder)]
     kept, skipped = (_TRAIN_IDS, _IDS) if train_ids else (_IDS, _TRAIN_IDS)
     preferred = (path for path in files if path.stem.endswith(kept))
     duplicates = {path.with_stem(path.stem.removesuffix(kept) + skipped) for path in preferred}

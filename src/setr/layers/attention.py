@@ -45,9 +45,8 @@ class _Attention(torch.autograd.Function):
         if q.dtype is torch.float32:  # oneDNN needs each head to be contiguous
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         B, h, N, _ = q.shape
-        out = q.new_empty(B, N, h, v.shape[-1]).transpose(
-            1, 2
-        )  # the layout the next projection reads
+        # the layout that the next projection reads
+        out = q.new_empty(B, N, h, v.shape[-1]).transpose(1, 2)
         for head, rows in _blocks(q, k):
             _mm(_scores(q, k, head, rows), v[head], out[head][rows])
         ctx.save_for_backward(q, k, v)

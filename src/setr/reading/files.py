@@ -166,11 +166,6 @@ def cache_folder(kind: str) -> Path:
     return Path(os.environ.get("SETR_CACHE") or os.path.expanduser("~/.cache/setr"), kind)
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Image files below a folder; see `walk_images`."""
-    return [folder / name for name in walk_images(folder)]
-
-
 def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[str]:
     """Files below a folder with the given suffixes (any case), sorted, relative to the folder.
 
