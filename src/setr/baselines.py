@@ -61,8 +61,7 @@ class FCN(nn.Module):
         x = self.convs(features[-1])
         if self.join is not None:
             x = self.join(torch.cat([features[-1], x], dim=1))
-        logits: Tensor = self.classifier(self.dropout(x))
-        return logits
+        return self.classifier(self.dropout(x))
 
 
 class FPNNeck(nn.Module):
@@ -115,8 +114,7 @@ class SemanticFPN(nn.Module):
             for conv in convs.children():
                 x = upsample(conv(x), 2 if level else 1)
             streams.append(x)
-        logits: Tensor = self.classifier(self.dropout(torch.stack(streams).sum(dim=0)))
-        return logits
+        return self.classifier(self.dropout(torch.stack(streams).sum(dim=0)))
 
 
 def require_pyramid(strides: list[int]) -> None:

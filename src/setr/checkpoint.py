@@ -288,5 +288,4 @@ def _open(path: Path) -> Any:
 
 
 def _scalar(state: State, number: int, name: str) -> Tensor:
-    value: Tensor = _open(state.folder / _file(number)).get_tensor(name)
-    return value
+    return _open(state.folder / _file(number)).get_tensor(name)

@@ -79,8 +79,7 @@ class ShardDataset(Dataset):
 
     def permutation(self, rng: np.random.Generator) -> np.ndarray:
         """Random order that reads a few shards at a time."""
-        order: np.ndarray = self.shards.permutation(rng)
-        return order
+        return self.shards.permutation(rng)
 
     def sources(self, index: int) -> tuple[Source, Source | None]:
         """Bytes of image and mask, named after the sample."""

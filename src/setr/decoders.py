@@ -213,5 +213,4 @@ class PointwiseHead(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """List of (B, C, h, w), of which the last is used -> logits (B, K, h, w)."""
-        logits: Tensor = self.classifier(features[-1])
-        return logits
+        return self.classifier(features[-1])

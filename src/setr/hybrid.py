@@ -72,8 +72,7 @@ class ResNetEncoder(Backbone):
 
         Images are padded with zeros at the bottom and right to multiples of the output stride.
         """
-        maps: list[Tensor] = self.net(self.padded(images)[0])
-        return maps
+        return self.net(self.padded(images)[0])
 
 
 def hybrid_encoder(name: str, *, resnet: str, img_size: Any, **arguments: Any) -> Encoder:

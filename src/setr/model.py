@@ -151,8 +151,7 @@ class SETR(nn.Module):
     def encode(self, images: Tensor) -> list[Tensor]:
         """Images as in `forward` -> maps for the neck; for EoMT the patches and the queries."""
         if isinstance(self.decoder, MaskClassifier):
-            maps: list[Tensor] = self.encoder(images, self.decoder.queries)
-            return maps
+            return self.encoder(images, self.decoder.queries)
         return self.encoder(images)
 
     def _require_images(self, images: Tensor) -> None:

@@ -64,8 +64,7 @@ def parsed(arguments: list[str]) -> Arguments:
         raise SetrError(written, code=USAGE)
     config = named_config(named) if named else Config()
     default = Arguments(config=_without_length(config, rest))
-    given: Arguments = parse(Arguments, rest, "train RECIPE", default=default)
-    return given
+    return parse(Arguments, rest, "train RECIPE", default=default)
 
 
 def _split(arguments: list[str]) -> tuple[str | None, list[str]]:

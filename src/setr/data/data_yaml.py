@@ -101,8 +101,7 @@ class DataLoader(PlainLoader):
                 again = f"'{key.value}' is listed twice, again in line {key.start_mark.line + 1}"
                 raise yaml.constructor.ConstructorError(problem=again)
             seen.add((key.tag, key.value))
-        found: dict[Any, Any] = super().construct_mapping(node, deep)
-        return found
+        return super().construct_mapping(node, deep)
 
     def as_written(self, node: yaml.ScalarNode) -> str:
         """A scalar as text."""

@@ -212,8 +212,7 @@ def _bit_count(x: np.ndarray) -> np.ndarray:
     )
     x = x - (x >> np.uint64(1) & pairs)
     x = (x & fours) + (x >> np.uint64(2) & fours)
-    sums: np.ndarray = (x + (x >> np.uint64(4)) & eights) * bytes_ >> np.uint64(56)
-    return sums
+    return (x + (x >> np.uint64(4)) & eights) * bytes_ >> np.uint64(56)
 
 
 # --- cache ----------------------------------------------------------------------------------------

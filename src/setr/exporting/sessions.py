@@ -64,8 +64,7 @@ def onnx_run(path: Path, outputs: Sequence[str], device: str = "cpu") -> tuple[R
     needed.only_execute_path_to_fetches = True
 
     def run(images: np.ndarray) -> list[np.ndarray]:
-        found: list[np.ndarray] = session.run(list(outputs), {INPUT: images}, needed)
-        return found
+        return session.run(list(outputs), {INPUT: images}, needed)
 
     return run, stored
 

@@ -43,8 +43,7 @@ def upsample_sum(
     scale: int = 1,
 ) -> Tensor:
     """Sum of a per-pixel loss of logits that are upsampled by `scale` and resized to `size`."""
-    total: Tensor = _UpsampleSum.apply(logits, target, size, pixel_loss, scale)
-    return total
+    return _UpsampleSum.apply(logits, target, size, pixel_loss, scale)
 
 
 def with_gradient(function: BlockLoss) -> PixelLoss:

@@ -31,8 +31,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Te
     Computed in bf16 under bf16 autocast, else in fp32 with oneDNN. The scale is 1 / sqrt(D) if None
     is given.
     """
-    out: Tensor = _Attention.apply(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
-    return out
+    return _Attention.apply(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
 
 
 class _Attention(torch.autograd.Function):

@@ -45,8 +45,7 @@ class ConvBNReLU(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, channels, h, w)."""
         if self._needs_layers():
-            out: Tensor = super().forward(x)
-            return out
+            return super().forward(x)
         return F.relu_(F.conv2d(x, *self._folded(), padding=self.margin))
 
     def upsampled(self, x: Tensor, scale: int, classifier: nn.Conv2d | None = None) -> Tensor:

@@ -60,8 +60,7 @@ class Reassemble(nn.Module):
         """(B, in_channels, h, w) -> (B, out_channels, s*h, s*w), for s = 1/2 rounded up."""
         if self.readout is not None:
             x = self.readout(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        out: Tensor = self.conv(self.resample(self.project(x)))
-        return out
+        return self.conv(self.resample(self.project(x)))
 
 
 def _resampling(channels: int, scale: float) -> nn.Module:

@@ -90,8 +90,7 @@ class DoubledLevel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, D, s*h, s*w) with s = 1, 2 or 4."""
         if self.up is None:
-            out: Tensor = self.lateral(x)
-            return out
+            return self.lateral(x)
         weight, bias = self.lateral.kernel_behind(self.up)
         return self.lateral.finish(F.conv_transpose2d(self.first(x), weight, bias, stride=2))
 

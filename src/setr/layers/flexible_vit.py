@@ -71,8 +71,7 @@ class StoredGrid:
         """Position embeddings (1, h*w, C) of the model's own grid, also if factorised."""
         if self.pos_embed_y is not None:
             return (self.pos_embed_y[:, :, None] + self.pos_embed_x[:, None]).flatten(1, 2)
-        found: Tensor | None = self.pos_embed
-        return found
+        return self.pos_embed
 
     def _resampled(self, positions: Tensor, grid: tuple[int, int]) -> Tensor:
         """Positions (1, n, C) of the model's own grid -> those of an image's grid (1, h*w, C)."""

@@ -60,8 +60,7 @@ class OpenConvBNReLU(ConvBNReLU):
             return F.relu_(y)
         if y.device.type == "cpu" and not is_traced():
             return norm_relu(y, self[1])
-        out: Tensor = self[2](self[1](y))
-        return out
+        return self[2](self[1](y))
 
 
 class JoinedConv(OpenConvBNReLU):

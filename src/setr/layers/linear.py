@@ -29,5 +29,4 @@ class Linear(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:
         """List of (B, C, h, w), one per stream -> logits (B, K, h, w)."""
         joined = [norm(x) for norm, x in zip(self.norms, features, strict=True)]
-        logits: Tensor = self.classifier(self.batch_norm(torch.cat(joined, dim=1)))
-        return logits
+        return self.classifier(self.batch_norm(torch.cat(joined, dim=1)))

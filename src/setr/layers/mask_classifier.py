@@ -108,5 +108,4 @@ class _Doubling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, 2h, 2w)."""
-        out: Tensor = self.norm(self.conv2(self.activation(self.conv1(x))))
-        return out
+        return self.norm(self.conv2(self.activation(self.conv1(x))))

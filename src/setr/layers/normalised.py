@@ -40,8 +40,7 @@ def norm_relu(x: Tensor, norm: nn.Module, classifier: nn.Conv2d | None = None) -
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    out: Tensor = _NormReLU.apply(x, norm.weight, norm.bias, weight, bias, norm)
-    return out
+    return _NormReLU.apply(x, norm.weight, norm.bias, weight, bias, norm)
 
 
 class _NormReLU(torch.autograd.Function):

@@ -35,8 +35,7 @@ def num_pos_prefix(vit: Any) -> int:
 def grid_positions(vit: Any) -> Tensor | None:
     """The position embeddings (1, h*w, C) of a timm ViT's own patch grid, or None."""
     if hasattr(vit, "positions"):  # `FlexibleViT`
-        found: Tensor | None = vit.positions()
-        return found
+        return vit.positions()
     embedding = getattr(vit, "pos_embed", None)
     if not isinstance(embedding, Tensor):
         return None

@@ -58,10 +58,7 @@ def worth_it(x: Tensor, weight: Tensor) -> bool:
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias` with oneDNN, no backward: (..., K), (O, K), (O,) -> (..., O)."""
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(
-        _dense(x), _dense(weight), bias, "none", [], ""
-    )
-    return out
+    return torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, "none", [], "")
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -92,8 +89,7 @@ class _Linear(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` with oneDNN, for where `worth_it`: (..., K), (O, K), (O,) -> (..., O)."""
-    out: Tensor = _Linear.apply(x, weight, bias)
-    return out
+    return _Linear.apply(x, weight, bias)
 
 
 def exact_products(device: torch.device) -> AbstractContextManager[Any]:

@@ -30,8 +30,7 @@ class Rotary(timm.layers.RotaryEmbeddingDinoV3):
     def _create_embed(self, feat_shape: Sequence[int], no_aug: bool = False) -> Tensor:
         """Sines and cosines for an (h, w) grid: (h*w, 2 * dim)."""
         if self.training and self.aug_active and not no_aug:  # uses the CPU's random generator
-            augmented: Tensor = super()._create_embed(feat_shape, no_aug)
-            return augmented
+            return super()._create_embed(feat_shape, no_aug)
         common = {"max": max, "min": min}.get(self.normalize_coords)
         centres = [self._centres(n, common(feat_shape) if common else n) for n in feat_shape]
         axes: Any = torch.meshgrid(centres, indexing="ij")

@@ -113,8 +113,7 @@ class Level(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, D, scale*h, scale*w)."""
         if self.project is None or self.conv is None:
-            out: Tensor = self.lateral(x)
-            return out
+            return self.lateral(x)
         x = self.project(x)
         weight, bias = self.lateral.kernel_behind(self.conv)
         if self.scale == 1:
@@ -140,8 +139,7 @@ class _LastLevel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, N, h/2, w/2)."""
-        out: Tensor = self.conv(self.project(halve(x)))
-        return out
+        return self.conv(self.project(halve(x)))
 
 
 class UPerHead(nn.Module):
@@ -188,8 +186,7 @@ class UPerHead(nn.Module):
         smooth = cast(list[ConvBNReLU], list(self.smooth))
         maps[:-1] = [conv.upsampled(x, 1) for conv, x in zip(smooth, maps[:-1], strict=True)]
         x = self.join.joined(maps, same=1 if self.pyramid else len(maps))
-        logits: Tensor = self.classifier(self.dropout(x))
-        return logits
+        return self.classifier(self.dropout(x))
 
 
 class _Pool(nn.Module):
@@ -210,8 +207,7 @@ class _Pool(nn.Module):
                 conv(pooled), norm.running_mean, norm.running_var, norm.weight, norm.bias,
                 eps=norm.eps,
             )  # fmt: skip
-            out: Tensor = relu(y)
-            return out
+            return relu(y)
         out = self.conv(pooled)
         return out
 

@@ -82,8 +82,7 @@ def conv_of_upsampled(x: Tensor, conv: nn.Conv2d, scale: int) -> Tensor:
     if conv.kernel_size == (1, 1):
         return upsample(conv(x), scale)
     if scale != 2 or conv.kernel_size != (3, 3):
-        out: Tensor = conv(upsample(x, scale))
-        return out
+        return conv(upsample(x, scale))
     return conv_of_doubled(x, conv.weight, conv.bias)
 
 
@@ -94,8 +93,7 @@ def conv_of_doubled(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     """
     padded = _ReplicationPad.apply(x)
     y = F.conv_transpose2d(padded, _transposed(weight), stride=2, padding=1)
-    filtered: Tensor = _Filter.apply(y, bias, *_border_excess(x, weight))
-    return filtered
+    return _Filter.apply(y, bias, *_border_excess(x, weight))
 
 
 def conv_of_doubled_in_bands(

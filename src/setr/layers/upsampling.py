@@ -32,8 +32,7 @@ def require_final_scale(factor: int) -> None:
 def resize_bilinear(x: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
     """`F.interpolate`: (B, C, h, w) -> (B, C, *size); on GPUs its gradient is deterministic."""
     if x.device.type == "cuda" and torch.is_grad_enabled() and not is_traced():
-        resized: Tensor = _Resize.apply(x, size, align_corners)
-        return resized
+        return _Resize.apply(x, size, align_corners)
     return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
 
 

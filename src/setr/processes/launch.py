@@ -149,8 +149,7 @@ def meet(place: Place, timeout: float) -> tuple[Any, Any]:
         ) from None
     if problem is not None:
         raise problem
-    met: tuple[Any, Any] = stores
-    return met
+    return stores
 
 
 def _connect(place: Place, timeout: float) -> tuple[Any, Any]:

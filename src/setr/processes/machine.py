@@ -85,8 +85,7 @@ PAGE_OUT = 21
 def _c_function(name: str) -> Callable[..., int] | None:
     """A function of the C library, or None if it does not exist."""
     with contextlib.suppress(OSError, TypeError, AttributeError):
-        found: Callable[..., int] = getattr(ctypes.CDLL(None), name)
-        return found
+        return getattr(ctypes.CDLL(None), name)
     return None
 
 

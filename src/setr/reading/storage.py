@@ -97,8 +97,7 @@ def read_range(address: str, start: int | None = None, stop: int | None = None) 
     try:
         if is_address(address):
             store, path = file_system(address)
-            data: bytes = store.cat_file(path, start=start, end=stop)
-            return data
+            return store.cat_file(path, start=start, end=stop)
         with open(address, "rb") as file:
             file.seek(start or 0)
             return file.read(-1 if stop is None else stop - (start or 0))

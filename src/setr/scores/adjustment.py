@@ -103,8 +103,7 @@ def class_biases(model: SETR) -> Tensor:
             code=USAGE,
         )
     last = decoder.mask_norm if isinstance(decoder, MaskTransformer) else decoder.classifier
-    bias: Tensor = last.bias
-    return bias
+    return last.bias
 
 
 def best_by_iou(

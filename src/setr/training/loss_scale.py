@@ -33,8 +33,7 @@ class LossScaler:
 
     def scale(self, loss: Tensor) -> Tensor:
         """The scaled loss, for the backward pass."""
-        scaled: Tensor = self.scaler.scale(loss)
-        return scaled
+        return self.scaler.scale(loss)
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Unscale the gradients, before they are clipped."""

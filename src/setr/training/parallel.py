@@ -160,8 +160,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean, share)
             self.running_var.lerp_(var * (count / (count - 1)), share)
-        out: Tensor = y
-        return out
+        return y
 
 
 class _SyncBatchNormFunction(torch.autograd.Function):

@@ -147,10 +147,7 @@ def _download(name: str) -> dict[str, Tensor]:
     from setr._timm import timm
 
     overlay = {"file": str(_timm_file(name))}
-    state: dict[str, Tensor] = timm.create_model(
-        name, pretrained=True, pretrained_cfg_overlay=overlay
-    ).state_dict()
-    return state
+    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
 
 
 def _timm_file(name: str) -> Path:

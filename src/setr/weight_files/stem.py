@@ -107,8 +107,7 @@ def fit_patches(weight: Tensor, own: Tensor) -> Tensor:
 
     if weight.shape == own.shape or weight.shape[:2] != own.shape[:2]:
         return weight
-    resampled: Tensor = timm.layers.resample_patch_embed(weight, list(own.shape[-2:]))
-    return resampled
+    return timm.layers.resample_patch_embed(weight, list(own.shape[-2:]))
 
 
 def reads_rgb_alone(weight: Tensor, own: Tensor) -> bool:
@@ -124,8 +123,7 @@ def adapt_channels(weight: Tensor, in_chans: int) -> Tensor:
     """Adapt an RGB model's first convolution (O, 3, h, w) to other channels, as timm does."""
     from setr._timm import timm
 
-    adapted: Tensor = timm.models.adapt_input_conv(in_chans, weight)
-    return adapted
+    return timm.models.adapt_input_conv(in_chans, weight)
 
 
 def _is_square(count: int) -> bool:
