@@ -25,10 +25,10 @@ from setr.data import scenes
 from setr.errors import FAILED, OK, SetrError
 from setr.hub import save_pretrained
 from setr.images import encode_png, read_image
-from setr.inference import Protocol
 from setr.model_info import ModelInfo
 from setr.prediction.streams import split_sources
 from setr.predictor import Predictor
+from setr.protocols import Protocol
 from setr.reading.arrays import as_image
 from setr.reading.files import write_bytes
 from setr.reading.masks import read_mask

@@ -13,8 +13,8 @@ from setr.cli import main
 from setr.data import scenes
 from setr.errors import SetrError
 from setr.hub import from_pretrained, save_pretrained
-from setr.inference import Protocol
 from setr.model_info import ModelInfo
+from setr.protocols import Protocol
 from setr.weight_files.averaging import average
 from tests.conftest import tiny_model
 

@@ -27,7 +27,6 @@ from setr.data import scenes
 from setr.errors import FAILED, OK, USAGE, SetrError
 from setr.hub import save_pretrained
 from setr.images import encode_png
-from setr.inference import Protocol
 from setr.loading import load
 from setr.model_info import ModelInfo
 from setr.prediction.inputs import find_items, read_item
@@ -35,6 +34,7 @@ from setr.prediction.manifest import Manifest
 from setr.prediction.passes import Batches, NoMemoryError, predict_each
 from setr.prediction.settled import run_names
 from setr.processes.lock import Lock, open_locked
+from setr.protocols import Protocol
 from setr.reading.files import walk_images, write_bytes
 from setr.reading.storage import Storage, result_test
 from setr.result import Result

@@ -26,12 +26,13 @@ from setr.errors import DATA_CHECK_FAILED, FAILED, OK, USAGE, SetrError
 from setr.evaluation import evaluate as evaluate_with_workers
 from setr.evaluation import evaluate_split
 from setr.hub import save_pretrained
-from setr.inference import Protocol, normalize
+from setr.inference import normalize
 from setr.labels import Labels
 from setr.layers.precision import autocast_dtype
 from setr.metrics import ConfusionMatrix
 from setr.model_info import ModelInfo
 from setr.pages.gallery import Gallery
+from setr.protocols import Protocol
 from setr.scores import groups
 from setr.scores.split_loss import SplitLoss
 from tests.conftest import tiny_model, write_scene_folders

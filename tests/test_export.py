@@ -36,13 +36,14 @@ from setr.exporting.graphs import Graph, bicubic_weights, quiet, trace
 from setr.exporting.quantize import calibration_images, quantized
 from setr.hub import save_pretrained
 from setr.images import encode_png
-from setr.inference import Protocol, normalize
+from setr.inference import normalize
 from setr.layers.feature_pyramid import FeaturePyramidNeck
 from setr.loading import load
 from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
 from setr.predictor import Predictor
 from setr.processes.lock import open_locked
+from setr.protocols import Protocol
 from tests.conftest import tiny_model, write_scene_folders
 
 INFO = ModelInfo(

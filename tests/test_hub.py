@@ -26,10 +26,10 @@ from setr.cli import main
 from setr.errors import FAILED, OK, SetrError
 from setr.export import metadata
 from setr.hub import from_pretrained, push_to_hub, save_pretrained
-from setr.inference import Protocol
 from setr.labels import Labels
 from setr.model import create_model
 from setr.model_info import ModelInfo, licence_of
+from setr.protocols import Protocol
 from setr.training.named_config import named_config
 from setr.weight_files.licences import offered_licence, weights_licence
 from setr.weight_files.pretrained import load_encoder, require_weights

@@ -28,11 +28,12 @@ from setr.estimate import (
     largest_batch,
     resolve_batch_and_steps,
 )
-from setr.inference import Protocol, predict_mask
+from setr.inference import predict_mask
 from setr.layers import recompute
 from setr.processes import machine
 from setr.processes.faults import is_out_of_memory
 from setr.processes.machine import free_bytes, peak_bytes, process_peak, resident_bytes
+from setr.protocols import Protocol
 from setr.training import memory
 from setr.training.memory import step_memory
 from tests.conftest import tiny_config, tiny_model

@@ -22,12 +22,12 @@ from setr.errors import FAILED, OK, USAGE, SetrError
 from setr.evaluation import evaluate, resolve_protocol
 from setr.hub import from_pretrained, save_pretrained
 from setr.images import encode_png
-from setr.inference import Protocol
 from setr.labels import known_labels
 from setr.layers.precision import autocast_dtype
 from setr.loading import load
 from setr.model_info import ModelInfo
 from setr.predictor import Predictor
+from setr.protocols import Protocol
 from setr.reading.files import write_bytes
 from setr.reading.masks import read_mask
 from setr.scores.submissions import check_submission

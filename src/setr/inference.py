@@ -26,18 +26,7 @@ from torch import Tensor
 from setr.kernels.best_class import best_class, best_upsampled
 from setr.kernels.windows import Model, Pixels, Resized, View, resize_rows
 from setr.processes.machine import HEAP
-from setr.protocols import MULTI_SCALES, Protocol
-
-__all__ = [
-    "MULTI_SCALES",
-    "NormalizedImages",
-    "Protocol",
-    "mask_blocks",
-    "normalize",
-    "predict_mask",
-    "predict_scores",
-    "score_blocks",
-]
+from setr.protocols import Protocol
 
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 """Size of a block of scores in float32 bytes; on CPUs it fits the cache, which makes argmax three

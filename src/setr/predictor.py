@@ -23,7 +23,7 @@ from setr.bands import Bands, Range, as_rgb
 from setr.errors import USAGE, SetrError
 from setr.evaluation import resolve_protocol
 from setr.exporting.runtime import ExportedModel
-from setr.inference import NormalizedImages, Protocol, predict_mask, predict_scores
+from setr.inference import NormalizedImages, predict_mask, predict_scores
 from setr.labels import IGNORE
 from setr.model import SETR
 from setr.model_info import ModelInfo, require_own
@@ -34,6 +34,7 @@ from setr.prediction.rasters import Raster
 from setr.prediction.several import single_sources
 from setr.prediction.shares import checked_confidence
 from setr.prediction.video import is_video
+from setr.protocols import Protocol
 from setr.reading.arrays import as_image
 from setr.reading.gdal import is_georeferenced
 from setr.reading.pillow import MAX_PIXELS
