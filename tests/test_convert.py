@@ -17,7 +17,7 @@ from setr.hub import from_pretrained, save_pretrained
 from setr.labels import Labels, known_labels
 from setr.model import create_model
 from setr.model_info import ModelInfo
-from setr.weight_files.foreign import load_foreign
+from setr.weight_files.foreign import convert_foreign
 from tests.conftest import tiny_model
 
 
@@ -191,6 +191,6 @@ def test_pascal_context_is_named_in_the_order_of_its_masks(tmp_path):
         state[name] = value
     for classes, expected in ((listed, known.classes), ([*listed[:-1], "x"], (*listed[:-1], "x"))):
         torch.save({"state_dict": state, "meta": {"CLASSES": tuple(classes)}}, tmp_path / "a.pth")
-        _, info = load_foreign(tmp_path / "a.pth", num_heads=4)
+        _, info, _ = convert_foreign(tmp_path / "a.pth", num_heads=4)
         assert info.labels.classes == expected
     assert known_labels("pascal_context").classes != tuple(listed)

@@ -15,7 +15,7 @@ from setr.model import SETR
 from setr.model_info import ModelInfo
 from setr.reading.remote import at_revision, fetched
 from setr.reading.urls import is_url
-from setr.weight_files.foreign import load_foreign
+from setr.weight_files.foreign import convert_foreign
 from setr.weight_files.transformers_files import is_transformers
 
 
@@ -51,7 +51,8 @@ def open_trained(
     if not is_exported and not Path(source).is_file():
         source = str(model_folder(source))
     if not is_exported and (Path(source).is_file() or is_transformers(Path(source))):
-        return load_foreign(source, **(foreign or {}))
+        model, info, _ = convert_foreign(source, **(foreign or {}))
+        return model, info
     if foreign:
         raise SetrError(
             f"{next(iter(foreign))}: is for checkpoints of other code, and {source} is none; leave "

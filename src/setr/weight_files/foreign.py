@@ -43,24 +43,6 @@ _ANOTHER_ORDER = ("pascal_context", "pascal_context_59")
 masks of mmsegmentation's converter, and so those of its models, are alphabetical, as ours."""
 
 
-def load_foreign(path: str | os.PathLike, **keywords: Any) -> tuple[SETR, ModelInfo]:
-    """Load a whole model of other code (see docs/parity.md), or a linear head.
-
-    Args:
-        path: a .pth or .safetensors file, or a folder of transformers.
-        keywords: see `convert_foreign`.
-
-    Returns:
-        The model, on the CPU in eval mode, and its description.
-
-    Raises:
-        SetrError: an unreadable file, one that holds neither a whole model nor a linear head, or a
-            keyword argument that is needed.
-    """
-    model, info, _ = convert_foreign(path, **keywords)
-    return model, info
-
-
 def convert_foreign(
     path: str | os.PathLike,
     *,
@@ -73,7 +55,7 @@ def convert_foreign(
     encoder: str | None = None,
     pretrained: str | None = None,
 ) -> tuple[SETR, ModelInfo, LoadReport]:
-    """Load as `load_foreign`, and report what was loaded.
+    """Load a whole model of other code (see docs/parity.md), or a linear head.
 
     Args:
         path: a .pth or .safetensors file, or a folder of transformers. For a file in such a
@@ -91,6 +73,13 @@ def convert_foreign(
         pretrained: for a linear head, the encoder's weights, and for EoMT on DINOv3 of its
             authors, DINOv3's: a file, a repository on the Hub, or a tag of weights that timm
             downloads, such as `lvd142m` or `lvd1689m`.
+
+    Returns:
+        The model, on the CPU in eval mode, its description, and what was loaded.
+
+    Raises:
+        SetrError: an unreadable file, one that holds neither a whole model nor a linear head, or a
+            keyword argument that is needed.
     """
     source = str(path)
     file = read_tensor_file(Path(path))
