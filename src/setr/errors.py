@@ -39,6 +39,20 @@ class SetrError(ValueError):
         self.reported = False  # True if another process of the run prints it
 
 
+class UsageError(SetrError):
+    """A command, setting or argument that must be changed (exit code 2)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code=USAGE)
+
+
+class DataError(SetrError):
+    """A data set whose content is not what the command needs (exit code 3)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code=DATA_CHECK_FAILED)
+
+
 def first_line(error: BaseException) -> str:
     """The message of another library's error, cut to one line; its type if it has none."""
     mark = getattr(error, "problem_mark", None)  # YAML errors begin with the context
@@ -61,7 +75,7 @@ def check_setting(ok: bool, message: str) -> None:
     """Raise unless a setting is valid.
 
     Raises:
-        SetrError: with the message and exit code 2.
+        UsageError: with the message.
     """
     if not ok:
-        raise SetrError(message, code=USAGE)
+        raise UsageError(message)
