@@ -134,7 +134,8 @@ def test_a_stopped_run_continues_with_its_own_settings(photos, capsys):
 
 def test_a_finished_run_is_not_taken_for_one_with_other_settings(photos, capsys, monkeypatch):
     monkeypatch.setattr("setr.commands.auto._export", lambda *_: ([], False))
-    assert main(["auto", photos, "--train.steps", "2", *TINY]) == OK
+    tested = ["--train.eval-every", "1"]
+    assert main(["auto", photos, "--train.steps", "2", *tested, *TINY]) == OK
     run = Path("runs/photos")
     weights = (run / "model.safetensors").read_bytes()
     capsys.readouterr()
@@ -151,7 +152,7 @@ def test_a_finished_run_is_not_taken_for_one_with_other_settings(photos, capsys,
         "optim.lr 0.003, not 0.5; train.ema 0.99, not 0.0" + way
     )
     assert refused("--train.steps", "1") == "train.steps 2, not 1" + way
-    assert refused("--train.patience", "5") == "train.patience 0, not 5" + way
+    assert refused("--train.patience", "5", *tested) == "train.patience 0, not 5" + way
     assert refused("--data.crop-size", "40", "32") == "data.crop_size 32 32, not 40 32" + way
     assert refused("--train.steps", "4", "--model.freeze", "1").startswith(
         "model.freeze 0, not 1; "
@@ -186,7 +187,7 @@ def test_a_finished_run_is_not_taken_for_one_with_other_settings(photos, capsys,
         assert verbs(err) == ["doctor"]
         assert "runs/photos: trained already" in err
     # made longer
-    longer = ["--train.steps", "3", "--train.patience", "5"]
+    longer = ["--train.steps", "3", "--train.patience", "5", *tested]
     assert main(["auto", photos, *longer]) == OK
     again = f"setr train runs/photos {' '.join(longer)} --resume"
     assert again in stages(capsys.readouterr().err)

@@ -81,7 +81,7 @@ def test_class_tokens_begin_apart():
     """Equal ones would stay equal: all classes would get one mask."""
     torch.manual_seed(0)
     model = setr.create_model("segmenter_tiny", num_classes=50, img_size=64)
-    assert model.decoder.class_tokens.std() == pytest.approx(0.02, rel=0.1)
+    assert model.decoder.class_tokens.std().item() == pytest.approx(0.02, rel=0.1)
 
 
 def test_drop_path_grows_and_width_can_be_chosen():

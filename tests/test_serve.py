@@ -226,6 +226,11 @@ def test_bodies_that_are_no_image(client):
     assert error(post("/v1/segment", data={"image": "x"})) == (415, "content_type")
     assert error(post("/v1/segment", files={"file": photo()})) == (400, "form")
     broken = {"Content-Type": "multipart/form-data; boundary=x"}
+    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    almost = head + photo() + b"\r\n--xy" * 200 + b"\r\n--x--\r\n"  # each takes some time
+    answer = post("/v1/segment", content=almost, headers=broken)
+    assert error(answer) == (400, "form")
+    assert "too many boundaries" in answer.text
     for headers in (broken, {"Content-Type": "multipart/form-data"}):
         assert error(post("/v1/segment", content=b"nonsense", headers=headers)) == (400, "form")
     zipped = {"Content-Encoding": "gzip"}

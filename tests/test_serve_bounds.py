@@ -117,7 +117,6 @@ def test_slow_decoding_ends_with_the_deadline(models, monkeypatch):
 
 
 def test_slow_forms_end_with_the_deadline_and_hold_up_nobody(models, monkeypatch):
-    """Forms made of almost boundaries take python-multipart seconds."""
     may = threading.Event()
     monkeypatch.setattr(
         bodies, "_file_of_form", slow := AsyncMock(side_effect=lambda *_: may.wait(120))

@@ -91,6 +91,7 @@ def test_names_that_no_request_can_have_are_refused(name):
     [
         ({}, False),  # no browser
         ({"Sec-Fetch-Site": "none"}, False),  # typed by the user
+        ({"Sec-Fetch-Site": "none", "Origin": "chrome-extension://abc"}, False),  # may read all
         ({"Sec-Fetch-Site": "cross-site"}, True),
         ({"Sec-Fetch-Site": "cross-site", "Origin": "http://setr.lan"}, True),
         ({"Sec-Fetch-Site": "same-site", "Origin": "https://other.lan"}, True),

@@ -1,7 +1,7 @@
 """Reads the image from a request body: raw bytes or a multipart form.
 
 A body is refused as soon as it exceeds the limit, not after it was buffered; one that arrives too
-slowly is refused, too. Forms are parsed by a thread, since a hostile one takes seconds. The file
+slowly is refused, too. Forms are parsed by a thread, since a hostile one takes longer. The file
 name in a form is never used.
 """
 
@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Literal
 
 import anyio
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
@@ -21,6 +22,9 @@ from setr.serve.limits import Admission, Refusal
 
 FIELD = "image"
 """Name of the form field that holds the image."""
+
+MAX_BOUNDARIES = 100
+"""Most lines in a form that begin as a boundary; each takes the parser some microseconds."""
 
 RAW_TYPES = ("image/png", "image/jpeg", "image/webp", "image/tiff", "application/octet-stream")
 """Content types listed in the OpenAPI document; any other `image/…` is taken too."""
@@ -61,7 +65,7 @@ async def body_bytes(request: Request, admission: Admission) -> AsyncIterator[by
 
 
 def image_of(headers: Headers, body: bytearray) -> bytes:
-    """The bytes of the image in a body, which is emptied; takes seconds for some forms.
+    """The bytes of the image in a body, which is emptied; takes long for some forms.
 
     Raises:
         Refusal: 400, empty or a broken form.
@@ -122,6 +126,9 @@ async def _file_of_form(headers: Headers, body: bytes) -> bytes:
         yield body
 
     try:
+        _, options = parse_options_header(headers["content-type"])
+        if body.count(b"\r\n--" + options.get(b"boundary", b"")) > MAX_BOUNDARIES:
+            raise MultiPartException("too many boundaries")
         parser = _InMemory(headers, stream(), max_files=1, max_fields=16)
         form = await parser.parse()
     except (MultiPartException, ValueError, LookupError) as error:
