@@ -115,12 +115,18 @@ TYPED = re.compile(r"(?:^|`|-m |[$!(] ?)setr ([a-z][a-z-]+)((?:\\\n|[^`\n#])*)",
 
 
 @functools.cache
-def options(*words: str) -> set[str]:
-    """What the help of a command lists."""
+def help_of(*words: str) -> tuple[str, str]:
+    """The help of a command: its description with examples, and its options in boxes."""
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
         main([*words, "--help"])
-    listed = shown.getvalue().partition("╭")[2]  # below the description and its examples
+    _, about, *listed = shown.getvalue().split("\n\n", 2)  # that of `explain` lists no options
+    return about, "".join(listed)
+
+
+def options(*words: str) -> set[str]:
+    """What the help of a command lists."""
+    _, listed = help_of(*words)
     return {"--help", "--debug", *re.findall(r"(?<![\w-])--?[a-z][\w.-]*", listed)}
 
 
@@ -139,16 +145,16 @@ def test_commands_in_the_pages_have_the_options_they_are_given(page):
 
 
 @pytest.mark.parametrize("verb", sorted(set(VERBS) - {"explain"}))
-def test_examples_in_the_help_have_options_that_it_lists(verb, monkeypatch, capsys):
+def test_examples_in_the_help_have_options_that_it_lists(verb, monkeypatch):
     monkeypatch.setenv("COLUMNS", "72")
-    with contextlib.suppress(SystemExit):
-        main([verb, "--help"])
-    about = capsys.readouterr().out.partition("╭")[0].splitlines()
+    help_of.cache_clear()
+    about = help_of(verb)[0].splitlines()
+    help_of.cache_clear()
     examples = [line.split() for line in about if line.startswith("    setr ")]
     assert all(words[1] == verb for words in examples)
     known = options(verb) | (options("train") if verb == "auto" else set())
     assert {word for words in examples for word in words if re.match(r"--?[a-z]", word)} <= known
-    text = [line for line in about[2:] if not line.startswith("    setr ")]
+    text = [line for line in about if not line.startswith("    setr ")]
     assert max(map(len, text)) <= 72
 
 
