@@ -236,6 +236,17 @@ def test_mirrored_and_turned_labels_are_found() -> None:
         assert (found.right, found.down) == (0, 0)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 900), (20, 3000), (700, 3)])
+def test_any_shape_is_examined(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    label, seen = rng.integers(0, 3, (2, *shape)).astype(np.uint8)
+    assert find_misplaced(label, seen) is None
+    ones = np.ones(shape, np.float32)
+    regions, suspicious = suspicious_regions(label, seen, ones, 0 * ones)
+    assert regions["pixels"].sum() <= np.count_nonzero(suspicious)
+    assert label_quality(label, ones, suspicious) == 1
+
+
 def test_what_is_wrong_otherwise_is_not_called_shifted() -> None:
     """A shift or a mirror that moves the contradictions out of the image explains nothing."""
     ids = scene(6)

@@ -87,9 +87,9 @@ def is_better(before: float, after: float) -> bool:
 def _shifted(truth: np.ndarray, prediction: np.ndarray, before: float) -> Misplaced:
     """The best shift. `before` is then the agreement of the part that it leaves in the image."""
     step = math.ceil(max(truth.shape) / CELLS)
-    shift = _coarse_shift(
-        *(ids[step // 2 :: step, step // 2 :: step] for ids in (truth, prediction))
-    )
+    first = (min(step // 2, n // 2) for n in truth.shape)  # the map has at least one cell
+    cells = tuple(slice(start, None, step) for start in first)
+    shift = _coarse_shift(truth[cells], prediction[cells])
     shift = (shift[0] * step, shift[1] * step)
     gain = _gain(truth, prediction, shift, before)
     while step > 1:
