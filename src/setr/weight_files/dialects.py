@@ -81,7 +81,7 @@ _DIALECTS: list[tuple[str, Callable[[Tensors], Translation]]] = [
     (r"scratch\.output_conv\.1\.running_mean$", authors_dpt),
     (r"decode_head\.bn\.", linear),
     (r"(.*/)?Transformer/encoderblock_0/", google),
-    (r"(.*\.)?(storage_tokens$|layer\.0\.attention\.q_proj\.)", dinov3),
+    (r"(.*\.)?storage_tokens$|(?!(.*\.)?encoder\.)(.*\.)?layer\.0\.attention\.q_proj\.", dinov3),
     (r"(.*\.)?(blocks|layers)\.0\.mlp\.lin1\.", sam),
     (r"(.*\.)?(encoder\.layer|layers)\.0\.(attention|layernorm_before)\.", huggingface),
     (r"(.*\.)?encoder\.layers\.0\.attn\.qkv\.", internvit),
