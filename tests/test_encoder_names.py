@@ -143,6 +143,30 @@ def test_internvit_under_opengvlabs_names(start, tmp_path):
     torch.testing.assert_close(found, last_map(vit, images), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("start", ["", "model.vision_tower."])
+def test_internvit_under_the_names_of_transformers(start, tmp_path):
+    """Its query is called as DINOv3's."""
+    name = "vit_intern300m_patch14_448"
+    vit = theirs(name)
+    swaps = [
+        (r"^(cls_token)", r"embeddings.\1"), (r"^pos_embed", "embeddings.position_embeddings"),
+        (r"patch_embed\.proj", "embeddings.patch_embeddings.projection"),
+        (r"^blocks", "encoder.layer"), (r"\.ls([12])\.gamma$", r".lambda_\1"),
+        (r"attn\.proj", "attention.projection_layer"),
+        (r"\.norm1\.", ".layernorm_before."), (r"\.norm2\.", ".layernorm_after."),
+    ]  # fmt: skip
+    named = {}
+    for key, value in renamed(vit.state_dict(), swaps, start).items():
+        if ".attn.qkv." in key:
+            for part, projection in zip("qkv", value.chunk(3), strict=True):
+                named[key.replace("attn.qkv", f"attention.{part}_proj")] = projection
+        else:
+            named[key] = value
+    report, images, found = maps(name, named, tmp_path)
+    assert (report.dialect, report.encoder_share) == ("huggingface", 1)
+    torch.testing.assert_close(found, last_map(vit, images), rtol=1e-5, atol=1e-5)
+
+
 def of_another_run(state: State, start: str) -> State:
     return {start + name: torch.zeros_like(value) for name, value in state.items()}
 
@@ -242,6 +266,12 @@ def test_dates_of_a_published_table_are_counted(side, dates):
         ({"visual.layer1.0.conv1.weight": torch.ones(1), "visual.conv1.weight": torch.ones(1),
           "transformer.resblocks.0.ln_1.weight": torch.ones(1)},
          "is a text model, or a CLIP whose image encoder is not a ViT"),
+        ({"blocks.0.norm1.weight": torch.ones(32), "pos_embed": torch.ones(1, 17, 32),
+          "patch_embed.weight_generator.fc_weight.weight": torch.ones(4)},
+         "its patches are embedded in a way of their own or elsewhere, so no encoder here fits"),
+        ({"transformer.layers.0.attention.q_proj.weight": torch.ones(32, 32),
+          "patch_conv.weight": torch.ones(32, 3, 16, 16)},
+         "its patches are embedded in a way of their own or elsewhere, so no encoder here fits"),
         ({"visual.conv1.weight": torch.ones(1),
           "visual.transformer.resblocks.0.ln_1.weight": torch.ones(1)},
          "incomplete or damaged"),

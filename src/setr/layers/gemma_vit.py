@@ -66,8 +66,8 @@ class GemmaViT(AdaptedViT, _gemma.Gemma4VitEncoder):
         frequencies = self.rotary_emb.inv_freq.float()
         row, column = (torch.arange(n, device=tokens.device).float() for n in grid)
         places = column[None].expand(grid), row[:, None].expand(grid)
-        angles = [p.reshape(1, -1, 1) * frequencies.repeat(2) for p in places]
-        angles = torch.cat(angles, dim=-1)
+        parts = [p.reshape(1, -1, 1) * frequencies.repeat(2) for p in places]
+        angles = torch.cat(parts, dim=-1)
         turned = {"rope_cos": angles.cos(), "rope_sin": angles.sin()}
         return [{n: v.to(tokens.dtype) for n, v in turned.items()}] * len(self.blocks)
 

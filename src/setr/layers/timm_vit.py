@@ -76,7 +76,7 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
     adapt, needed = _adaptation(name, img_size)
     size = {} if img_size is None else {"img_size": img_size}
     vit = _created(name, needed, {**size, **timm_args})
-    embed = getattr(vit, "patch_embed", None)  # others get their own below
+    embed: Any = getattr(vit, "patch_embed", None)  # others get their own below
     if hasattr(embed, "grid_size") and min(embed.grid_size) < 1:
         raise SetrError(
             f"img_size {img_size}: {name} has patches of {embed.patch_size[0]} pixels; "

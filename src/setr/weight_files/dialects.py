@@ -52,11 +52,10 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
                 ) from None
     raise SetrError(
         f"{source}: unknown layout (its tensors are called {', '.join(list(given)[:3])}, …); "
-        "supported are models of this toolkit, SETR, Segmenter and DPT of their authors and of "
-        "mmsegmentation, its UPerNet on plain ViTs, EoMT of its authors, EoMT, DPT, BEiT and "
-        "data2vec of transformers, linear heads of DINOv2, and encoders from Google, timm, DeiT, "
-        "BEiT, MAE, EVA, DINOv3, RADIO, SAM, OpenCLIP, AIMv2, InternViT, Gemma 4, Prithvi, Hugging "
-        "Face ViT/BEiT/DINOv2/SigLIP/CLIP and torchvision ResNets"
+        "supported are this toolkit's models, SETR, Segmenter, DPT and EoMT of their authors, "
+        "those and UPerNet of mmsegmentation, EoMT, DPT, BEiT and data2vec of transformers, "
+        "DINOv2's linear heads, and encoders of timm, Google, DINOv3, RADIO, SAM, OpenCLIP, AIMv2, "
+        "InternViT, Prithvi, Hugging Face ViT/BEiT/DINOv2/SigLIP/CLIP/Gemma, torchvision's ResNets"
     )
 
 
@@ -82,7 +81,7 @@ _DIALECTS: list[tuple[str, Callable[[Tensors], Translation]]] = [
     (r"scratch\.output_conv\.1\.running_mean$", authors_dpt),
     (r"decode_head\.bn\.", linear),
     (r"(.*/)?Transformer/encoderblock_0/", google),
-    (r"(.*\.)?(storage_tokens$|layer\.0\.attention\.q_proj\.)", dinov3),
+    (r"(.*\.)?storage_tokens$|(?!(.*\.)?encoder\.)(.*\.)?layer\.0\.attention\.q_proj\.", dinov3),
     (r"(.*\.)?(blocks|layers)\.0\.mlp\.lin1\.", sam),
     (r"(.*\.)?(encoder\.layer|layers)\.0\.(attention|layernorm_before)\.", huggingface),
     (r"(.*\.)?encoder\.layers\.0\.attn\.qkv\.", internvit),

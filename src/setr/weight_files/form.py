@@ -18,9 +18,9 @@ from setr.weight_files.stem import is_square
 _VIT = "encoder.vit."
 _ACTIVE = r"encoder\.vit\.(norm_pre\.|reg_token$|patch_embed\.|blocks\.(\d+)\.)"
 """Names of tensors that change what the blocks compute."""
-_KEPT_OUT = r"\.attn\.(q_bias|v_bias|qkv\.bias)$|\.patch_embed\.proj\.weight$"
-"""Tensors that may be left out: biases of DINOv3 by its encoders' names; an image's patches by a
-Hybrid, which has features in their place."""
+_KEPT_OUT = r"\.attn\.(q_bias|v_bias|qkv\.bias)$|\.patch_embed\.(proj\.weight$|backbone\.)"
+"""Tensors that may be left out: biases of DINOv3 by its encoders' names; an image's patches and a
+ResNet's classifier by a Hybrid."""
 
 
 def unplaced(given: Tensors, own: Tensors) -> list[str]:
@@ -44,8 +44,15 @@ def unplaced(given: Tensors, own: Tensors) -> list[str]:
 def shown_arguments(given: Tensors, own: Tensors) -> dict[str, Any]:
     """Arguments of timm's `VisionTransformer` that a checkpoint shows and the model does not have.
 
-    A value of `?` is one that no tensor shows.
+    A value of `?` is one that no tensor shows; damaged tensors show nothing.
     """
+    try:
+        return _shown(given, own)
+    except (LookupError, ArithmeticError):
+        return {}
+
+
+def _shown(given: Tensors, own: Tensors) -> dict[str, Any]:
     found: dict[str, Any] = {}
     theirs, ours = _shapes(given), _shapes(own)
     patch, width = theirs.get("patch_embed.proj.weight"), _width(theirs)
@@ -80,7 +87,7 @@ def has_plain_form(encoder: Any) -> bool:
     """Whether `shown_arguments` are those of an encoder: it is timm's `VisionTransformer`."""
     from setr._timm import timm
 
-    vit = getattr(encoder, "vit", None)
+    vit: Any = getattr(encoder, "vit", None)
     plain = isinstance(vit, timm.models.VisionTransformer)
     return plain and not hasattr(vit.patch_embed, "backbone")
 

@@ -56,8 +56,8 @@ def require_encoder(
         detail = f"missing: {', '.join((stem + missing)[:3])}"
     arguments = shown_arguments(given, own) if has_form else {}
     fix = "choose the encoder that these weights belong to (--model.encoder)"
-    if PATCHES not in given and homeless and homeless[0].startswith(PATCHES[: -len("proj.weight")]):
-        fix = "patches are embedded in a way of their own, which needs their authors' code"
+    if PATCHES in own and PATCHES not in given:
+        fix = "its patches are embedded in a way of their own or elsewhere, so no encoder here fits"
     elif bands and not arguments:
         fix = bands
     elif arguments:

@@ -93,13 +93,15 @@ def _prefix_tokens(given: dict[str, Tensor]) -> list[str]:
 def _stored_prefix(given: dict[str, Tensor], covered: int) -> int:
     """Number of prefix tokens with a position in a checkpoint, whose grid is taken to be square.
 
-    Class and distillation token, or all; else the model's number, which is `covered`, or none.
+    Class and distillation token, or all; else the model's number, which is `covered`, or none,
+    as in most models with registers.
     """
     count = given[POSITIONS].shape[1]
     tokens = [(name, given[name].shape[1]) for name in _prefix_tokens(given)]
     every = sum(length for _, length in tokens)
     first = sum(length for name, length in tokens if not name.endswith("reg_token"))
-    return next((n for n in (first, every, covered, 0) if is_square(count - n)), covered)
+    none = 0 if every > first else covered
+    return next((n for n in (first, every, covered, none) if is_square(count - n)), covered)
 
 
 def patch_grid(encoder: Any) -> tuple[int, int]:
