@@ -26,9 +26,8 @@ from torch import Tensor
 from setr.arguments.choices import Precision
 from setr.data.dataset import Dataset
 from setr.evaluation import evaluate_split
-from setr.exporting.runtime import ExportedModel
-from setr.model import SETR
 from setr.model_info import ModelInfo
+from setr.opening import Trained
 from setr.processes.interrupt import Stopped
 from setr.scores.groups import ScoredImage
 from setr.scores.label_quality import off_borders
@@ -131,7 +130,7 @@ def spread(weights: np.ndarray, points: np.ndarray, count: int) -> list[int]:
 
 
 def pick_images(
-    model: SETR | ExportedModel,
+    model: Trained,
     info: ModelInfo,
     dataset: Dataset,
     count: int,

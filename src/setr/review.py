@@ -22,10 +22,9 @@ from setr.arguments.choices import Precision
 from setr.data.dataset import Dataset
 from setr.data.survey import difference_hash
 from setr.evaluation import evaluate_split
-from setr.exporting.runtime import ExportedModel
 from setr.labels import IGNORE
-from setr.model import SETR
 from setr.model_info import ModelInfo
+from setr.opening import Trained
 from setr.pages.gallery import small
 from setr.processes.interrupt import Stopped
 from setr.scores.groups import ScoredImage
@@ -143,7 +142,7 @@ def _look(scored: ScoredImage, num_classes: int) -> Looked:
 
 
 def review_split(
-    model: SETR | ExportedModel,
+    model: Trained,
     info: ModelInfo,
     dataset: Dataset,
     *,
