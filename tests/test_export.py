@@ -32,11 +32,12 @@ from setr.evaluation import evaluate, resolve_protocol
 from setr.export import SUFFIX, export, metadata, write_openvino
 from setr.exporting import runtime
 from setr.exporting.export_check import compare, require_accuracy
-from setr.exporting.graphs import Graph, bicubic_weights, quiet, trace
+from setr.exporting.graphs import Graph, quiet, trace
 from setr.exporting.quantize import calibration_images, quantized
 from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.inference import normalize
+from setr.layers.antialiased import bicubic_weights
 from setr.layers.feature_pyramid import FeaturePyramidNeck
 from setr.loading import load
 from setr.model import SETR, create_model
@@ -361,6 +362,25 @@ def test_graphs_of_other_models_equal_them_at_any_size(build):
             logits, coarse = program(x)
             torch.testing.assert_close(logits, model(x), atol=1e-5, rtol=1e-4)
             assert coarse.shape == model.coarse(x).logits.shape
+
+
+def test_a_model_is_traced_once_for_onnx_which_traces_it_again(model, monkeypatch):
+    """As long as the first time; without a change to the file."""
+    again = []
+    original = torch.export.ExportedProgram.run_decompositions
+    monkeypatch.setattr(
+        torch.export.ExportedProgram,
+        "run_decompositions",
+        lambda self, table: again.append(table) or original(self, table),
+    )
+    for functional in (False, True):
+        program = trace(Graph(model, "logits"), functional=functional)
+        assert again == [{}] * functional
+        used = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+        assert not [name for name in used if "_aa" in name]  # which runtimes compute differently
+        assert (
+            any(name.split(".")[1].endswith("_") for name in used if "aten" in name) != functional
+        )
 
 
 @pytest.mark.parametrize(("old", "new"), [(14, 14), (14, 33), (37, 9), (24, 25), (1, 5), (5, 1)])

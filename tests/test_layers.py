@@ -143,6 +143,7 @@ ORDER = (
         "layers.backbone",
         "layers.low_rank",
         "layers.rotary",
+        "layers.antialiased",
         "layers.positions",
         "layers.adapted_vit",
         "layers.relative_bias",

@@ -16,9 +16,10 @@ from setr.config import OptimConfig
 from setr.encoder import Encoder
 from setr.errors import USAGE, SetrError
 from setr.explain import attention_maps, attention_rollout, layer_features, position_similarity
-from setr.exporting.graphs import Graph, bilinear_weights, trace
+from setr.exporting.graphs import Graph, trace
 from setr.hub import ModelInfo, from_pretrained, save_pretrained
 from setr.labels import Labels
+from setr.layers.antialiased import bilinear_weights
 from setr.lora import add_lora
 from setr.model import SETR, create_model
 from setr.training.complexity import forward_flops

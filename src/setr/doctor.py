@@ -53,10 +53,12 @@ class Checkup:
         if self.problems:
             listed = "; ".join(self.problems[:SHOWN])
             more = f"; and {len(self.problems) - SHOWN} more" if len(self.problems) > SHOWN else ""
-            raise DataError(
-                f"{len(self.problems)} of {len(self.dataset)} pairs of split "
-                f"'{self.dataset.split}' are unusable: {listed}{more}"
-            )
+            which, pairs = f"split '{self.dataset.split}'", len(self.survey.problems)
+            if pairs:
+                what = f"{pairs} of {len(self.dataset)} pairs of {which} are unusable"
+            else:
+                what = f"{which} of {self.dataset.name} is unusable"
+            raise DataError(f"{what}: {listed}{more}")
 
     def require_counted(self, fix: str) -> None:
         """As `raise_problems`; if all pixels are ignored, raise an error that ends with `fix`."""

@@ -205,7 +205,8 @@ def _write(
     """Trace the model and write it in one of the formats."""
     native = precision if format == "torch" or precision == "fp16" else "fp32"
     dtype = DTYPES["fp32" if format == "openvino" else native]
-    program = trace(Graph(model, head, dtype, form=form, convolve_first=precision != "int8"))
+    graph = Graph(model, head, dtype, form=form, convolve_first=precision != "int8")
+    program = trace(graph, functional=format == "torch")
     if format == "torch":
         values = {key: json.loads(text) for key, text in stored.items()}
         whole = io.BytesIO()  # torch's own writer ends the process where the disk is full

@@ -2,9 +2,9 @@
 
 `Graph` is what is traced: padding to whole patches, the network, and one of two heads at the
 image's size. Batch norms are folded into the convolutions before them. The resampling of position
-embeddings becomes two small matrix products, because runtimes disagree about antialiased resizing
-(OpenVINO's bicubic differs from PyTorch's by 1e-2) but not about products. Rotary positions are
-computed for the size of the image.
+embeddings becomes two small matrix products (`antialiased.py`), because runtimes disagree about
+antialiased resizing (OpenVINO's bicubic differs from PyTorch's by 1e-2) but not about products.
+Rotary positions are computed for the size of the image.
 
 Shapes: B batch, H x W image, p patch size, K classes.
 """
@@ -14,9 +14,9 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -79,8 +79,13 @@ class Graph(nn.Module):
         return logits.argmax(dim=1).to(torch.uint8) if self.head == "mask" else logits, coarse
 
 
-def trace(graph: Graph) -> torch.export.ExportedProgram:
+def trace(graph: Graph, *, functional: bool = False) -> torch.export.ExportedProgram:
     """The graph with free batch, height and width, or for the one image its form takes.
+
+    Args:
+        graph: the model and its form.
+        functional: without operations in place, for a file. This traces a second time, as
+            `torch.onnx` does by itself.
 
     Raises:
         SetrError: torch.export cannot follow the model, for example an encoder of the user's own.
@@ -102,13 +107,8 @@ def trace(graph: Graph) -> torch.export.ExportedProgram:
             raise SetrError(
                 f"torch.export cannot follow this model: {first_line(error)}; --debug shows where"
             ) from error
-        resized = {
-            torch.ops.aten._upsample_bicubic2d_aa: _bicubic,
-            torch.ops.aten._upsample_bilinear2d_aa: _bilinear,
-        }
-        program = program.run_decompositions(
-            {op: by for each, by in resized.items() for op in (each.vec, each.default)}
-        )
+        if functional:
+            program = program.run_decompositions({})
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names folders of this machine
     return program
@@ -170,47 +170,3 @@ def _prepared(model: SETR, dtype: torch.dtype, convolve_first: bool) -> SETR:
         owner, _, leaf = name.rpartition(".")
         getattr(rope.get_submodule(owner), leaf).data = tensor  # type: ignore[union-attr]
     return copied
-
-
-def _bicubic(x: Tensor, size: Any, align_corners: bool, *scales: Any) -> Tensor:
-    """Antialiased bicubic resize, as `F.interpolate` without align_corners, by two products."""
-    return _by_products(bicubic_weights, x, size)
-
-
-def _bilinear(x: Tensor, size: Any, align_corners: bool, *scales: Any) -> Tensor:
-    """Antialiased bilinear resize, likewise."""
-    return _by_products(bilinear_weights, x, size)
-
-
-def _by_products(weights: Callable[[int, int], Tensor], x: Tensor, size: Any) -> Tensor:
-    """Resize (B, C, h, w) by a product along each axis."""
-    down = weights(x.shape[-2], size[0])
-    across = weights(x.shape[-1], size[1])
-    return (down.to(x.dtype) @ x) @ across.to(x.dtype).t()
-
-
-def bicubic_weights(old: int, new: int) -> Tensor:
-    """Weights (new, old) float32 of an antialiased bicubic resize along one axis.
-
-    The kernel of Keys (1981) with a = -0.5, stretched where the axis shrinks; rows sum to 1. At the
-    old size it is the identity.
-    """
-    x = _distances(old, new)
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = ((2.5 - 0.5 * x) * x - 4) * x + 2
-    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
-    return weights / weights.sum(dim=1, keepdim=True)
-
-
-def bilinear_weights(old: int, new: int) -> Tensor:
-    """As `bicubic_weights`, with the triangle as the kernel."""
-    weights = (1 - _distances(old, new)).clamp(min=0)
-    return weights / weights.sum(dim=1, keepdim=True)
-
-
-def _distances(old: int, new: int) -> Tensor:
-    """Distances (new, old) of new places from old ones; in new cells where the axis shrinks."""
-    step = old / new
-    centre = (torch.arange(new, dtype=torch.float32) + 0.5) * step
-    place = torch.arange(old, dtype=torch.float32) + 0.5
-    return ((place - centre[:, None]) / torch.sym_max(step, 1.0)).abs()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from setr.arguments.choices import PosInterp
 from setr.errors import UsageError
+from setr.layers.antialiased import resize_by_products
 from setr.layers.products import exact_products
 
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
@@ -72,7 +73,8 @@ def resize_maps(
 
     Half precision is resized in fp32, and rounded once. The gradient of the antialiased modes
     cannot be compiled for a size that is not fixed (torch 2.13). Resizing is linear along each
-    axis, so an identity matrix resized without a gradient gives the factors of two products.
+    axis, so an identity matrix resized without a gradient gives the factors of two products. An
+    exported graph computes them by itself.
     """
     wide = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
     traced = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
@@ -81,6 +83,8 @@ def resize_maps(
         "antialias": antialias,
         "align_corners": align_corners,
     }
+    if antialias and not align_corners and torch.compiler.is_exporting():
+        return resize_by_products(wide, size, mode).to(maps.dtype)
     if not (traced and antialias):
         return F.interpolate(wide, size=size, **options).to(maps.dtype)
 
