@@ -150,8 +150,8 @@ def test_all_problems_of_layers_are_told_at_once(tmp_path):
     said = refused(tmp_path)
     for part in (
         "8 problems with outlines (GeoJSON)",
-        "a.geojson: no property called class or label or class_name or category or name names the "
-        "class; it has height; choose one with --class-key",
+        "a.geojson: no property called class or label or class_name or category or classification "
+        "or name names the class; it has height; choose one with --class-key",
         "metres.geojson: cannot be reprojected from OGC:CRS84 to EPSG:32633",
         "west.geojson: none of its areas intersects any of 1 georeferenced images; check its "
         "reference system (OGC:CRS84)",
