@@ -18,7 +18,7 @@ from setr.cli import main
 from setr.data.unlabelled import open_unlabelled
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
 from setr.images import encode_png
-from setr.picking import Uncertain, doubt, pick_images, spread, uncertainty
+from setr.picking import Uncertain, doubt, pick_images, spread
 from setr.prediction.inputs import find_items, output_names
 from setr.scores.groups import ScoredImage
 from tests.test_report import Balanced
@@ -36,19 +36,6 @@ def test_doubt_is_one_minus_the_margin() -> None:
     torch.testing.assert_close(doubt(logarithms, torch.zeros(())), 1 - (first - second))
     ties = torch.tensor([1.0, 1.0, -50.0]).view(1, 3, 1, 1)
     assert float(doubt(ties, torch.zeros(()))) == pytest.approx(1)
-
-
-def test_uncertainty_by_hand() -> None:
-    """100 pixels, of which the two columns where classes meet do not count: a tenth are 8."""
-    prediction = np.zeros((10, 10), np.uint8)
-    prediction[:, 5:] = 1
-    doubts = np.full((10, 10), 0.1, np.float32)
-    doubts[:, 4:6] = 1
-    assert uncertainty(prediction, doubts) == pytest.approx(0.1)
-    doubts[0, :4] = 0.9
-    assert uncertainty(prediction, doubts) == pytest.approx((4 * 0.9 + 4 * 0.1) / 8)
-    checked = np.indices((10, 10)).sum(0).astype(np.uint8) % 2  # all pixels are at borders
-    assert uncertainty(checked, np.full_like(doubts, 0.3)) == pytest.approx(0.3)
 
 
 def test_points_are_spread() -> None:

@@ -1,10 +1,7 @@
 """Chooses which unlabelled images to label next: uncertain ones that do not look alike.
 
-The uncertainty of an image is that of its pixels, 1 minus the difference between the two highest
-class probabilities (the margin; Scheffer et al., 2001). A model is unsure along every border
-between two areas, so pixels near a border of the prediction do not count, unless there are no
-others; of the rest, the mean of the `UNSURE` most uncertain ones counts, so that something strange
-is not outweighed by a large sky.
+The uncertainty of an image is the mean of that of its pixels, 1 minus the difference between the
+two highest class probabilities (the margin; Scheffer et al., 2001).
 
 Uncertainty alone picks one frame of a video after another. Images are therefore chosen one by one,
 each time the one with the largest product of its uncertainty and its distance to the most similar
@@ -30,10 +27,7 @@ from setr.model_info import ModelInfo
 from setr.opening import Trained
 from setr.processes.interrupt import Stopped
 from setr.scores.groups import ScoredImage
-from setr.scores.label_quality import off_borders
 
-UNSURE = 0.1
-"""Share of the pixels that make an image uncertain, the most uncertain ones."""
 THUMBNAIL = 16
 """Side of a thumbnail in pixels."""
 
@@ -68,19 +62,6 @@ def doubt(scores: Tensor, _truth: Tensor) -> Tensor:
     return second.sub_(1).div_(total).add_(1)
 
 
-def uncertainty(prediction: np.ndarray, doubts: np.ndarray) -> float:
-    """The uncertainty of an image, 0 to 1.
-
-    Args:
-        prediction: ids uint8 (H, W).
-        doubts: of its pixels (H, W) float32, from `doubt`.
-    """
-    inside = off_borders(prediction)
-    values = doubts[inside] if inside.any() else doubts.ravel()
-    count = max(1, round(UNSURE * values.size))
-    return float(np.partition(values, values.size - count)[-count:].mean())
-
-
 class Uncertain:
     """Takes the images of an evaluation that measures `doubt`; keeps a kilobyte of each."""
 
@@ -94,7 +75,7 @@ class Uncertain:
         assert scored.measured is not None
         size = (THUMBNAIL, THUMBNAIL)
         self.names[scored.number] = scored.name
-        self.uncertainty[scored.number] = uncertainty(scored.prediction, scored.measured)
+        self.uncertainty[scored.number] = float(scored.measured.mean())
         self.thumbnails[scored.number] = cv2.resize(
             np.ascontiguousarray(scored.image), size, interpolation=cv2.INTER_AREA
         ).ravel()

@@ -120,7 +120,6 @@ def _look(scored: ScoredImage, num_classes: int) -> Looked:
     truth, prediction = scored.truth, scored.prediction
     assert scored.confidence is not None
     assert scored.measured is not None
-    regions, suspicious = suspicious_regions(truth, prediction, scored.confidence, scored.measured)
     pixels, sums = likelihood_sums(truth, scored.measured, num_classes)
     present = np.flatnonzero(pixels)
     image = np.ascontiguousarray(scored.image)
@@ -129,12 +128,12 @@ def _look(scored: ScoredImage, num_classes: int) -> Looked:
     return Looked(
         scored.name,
         truth.shape,
-        label_quality(truth, scored.measured, suspicious),
+        label_quality(truth, scored.measured),
         agreement(truth, prediction),
         find_misplaced(truth, prediction),
         int(present[0]) if len(present) == 1 else None,
-        regions,
-        (zlib.crc32(image), zlib.crc32(np.ascontiguousarray(truth))),
+        suspicious_regions(truth, prediction, scored.confidence, scored.measured),
+        (zlib.crc32(image.data), zlib.crc32(np.ascontiguousarray(truth).data)),
         difference_hash(image),
         np.stack([truth[cells], prediction[cells]]),
         (pixels, sums),

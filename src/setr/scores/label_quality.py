@@ -3,12 +3,11 @@
 The quality of a label is the soft minimum of the probabilities that the model gives to the class of
 each labelled pixel (Lad and Mueller, 2023): the mean in which a pixel of probability p has the
 weight exp((1 - p) / `TEMPERATURE`), so that a few unlikely pixels lower it more than in the plain
-mean. Every model is unsure where two classes meet, and every annotator draws such borders
-differently. Therefore pixels near a border of the label count only where they are suspicious, or if
-there are no others.
+mean.
 
-A region is suspicious if its predicted class is nowhere near in the label. It is a connected area
-(8 neighbours), at least as large as a disc with the radius of the tolerance.
+A region is suspicious if its predicted class is nowhere near in the label: every annotator draws
+borders differently. It is a connected area (8 neighbours), at least as large as a disc with the
+radius of the tolerance.
 
 Shapes: H x W image.
 """
@@ -51,16 +50,6 @@ def reach(shape: tuple[int, ...]) -> int:
     return max(1, round(TOLERANCE * math.hypot(shape[0], shape[1])))
 
 
-def off_borders(ids: np.ndarray) -> np.ndarray:
-    """Which pixels of a label (H, W) have no pixel of another class in reach; (H, W) bool.
-
-    Ignored pixels are of no class.
-    """
-    kernel = _square(reach(ids.shape))
-    highest = cv2.dilate(np.where(ids == IGNORE, 0, ids).astype(np.uint8), kernel)
-    return np.asarray(highest == cv2.erode(ids, kernel))  # `IGNORE` is above all classes
-
-
 def soft_minimum(values: np.ndarray) -> float | None:
     """The soft minimum of probabilities (N,) float32; None of no values."""
     if not values.size:
@@ -70,27 +59,22 @@ def soft_minimum(values: np.ndarray) -> float | None:
     return float((weights * values).sum(dtype=np.float64) / total)
 
 
-def label_quality(
-    truth: np.ndarray, likelihood: np.ndarray, suspicious: np.ndarray
-) -> float | None:
+def label_quality(truth: np.ndarray, likelihood: np.ndarray) -> float | None:
     """The quality of a label, 0 to 1, higher is better.
 
     Args:
         truth: training ids uint8 (H, W).
         likelihood: the model's probability of the true class (H, W) float32.
-        suspicious: which pixels are in suspicious regions (H, W) bool.
 
     Returns:
         None if no pixel is labelled.
     """
-    counted = truth != IGNORE
-    chosen = counted & (off_borders(truth) | suspicious)
-    return soft_minimum(likelihood[chosen if chosen.any() else counted])
+    return soft_minimum(likelihood[truth != IGNORE])
 
 
 def suspicious_regions(
     truth: np.ndarray, prediction: np.ndarray, confidence: np.ndarray, likelihood: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+) -> np.ndarray:
     """Areas whose predicted class is nowhere near in the label.
 
     Args:
@@ -101,9 +85,8 @@ def suspicious_regions(
 
     Returns:
         (N,) of `REGION`, N up to `MAX_REGIONS`, the one with the largest sum of confidence minus
-        likelihood first; and which pixels are in any of all regions (H, W) bool.
+        likelihood first.
     """
-    suspicious = np.zeros(truth.shape, bool)
     wrong = (prediction != truth) & (truth != IGNORE)
     radius = reach(truth.shape)
     least = max(2, round(math.pi * radius**2))
@@ -120,13 +103,12 @@ def suspicious_regions(
             left, top, width, height, pixels = (int(n) for n in boxes[number])
             box = np.s_[top : top + height, left : left + width]
             inside = numbers[box] == number
-            suspicious[box] |= inside
             given = np.bincount(truth[box][inside]).argmax()
             means = (float(map_[box][inside].mean()) for map_ in (confidence, likelihood))
             found.append((given, c, pixels, left, top, width, height, *means))
     regions = np.array(found, REGION)
     weight = regions["pixels"] * (regions["confidence"] - regions["likelihood"])
-    return regions[np.argsort(-weight, kind="stable")[:MAX_REGIONS]], suspicious
+    return regions[np.argsort(-weight, kind="stable")[:MAX_REGIONS]]
 
 
 def likelihood_sums(

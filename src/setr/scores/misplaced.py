@@ -160,9 +160,9 @@ def _coarse_shift(truth: np.ndarray, prediction: np.ndarray) -> tuple[int, int]:
         same += spectrum(truth == c) * spectrum(prediction == c).conj()
     counted = spectrum(labelled) * spectrum(np.ones_like(labelled)).conj()
     agreeing, covered = (np.rint(np.fft.irfft2(product, size)) for product in (same, counted))
-    before = np.count_nonzero(truth == prediction) / max(1, np.count_nonzero(labelled))
-    gains = agreeing - before * covered
-    gains[covered < OVERLAP * np.count_nonzero(labelled)] = -np.inf
+    pixels = int(np.count_nonzero(labelled))
+    gains = agreeing - covered * int(np.count_nonzero(truth == prediction)) / max(1, pixels)
+    gains[covered < OVERLAP * pixels] = -np.inf
     down, right = np.unravel_index(int(gains.argmax()), size)
     return _signed(int(down), size[0]), _signed(int(right), size[1])
 

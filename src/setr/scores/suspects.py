@@ -33,8 +33,8 @@ COPIES_DIFFER = 0.1
 """Images that look the same are reported if their maps differ in this share of the cells."""
 COPIES = 100
 """Copies of which the labels are compared pixel by pixel."""
-SURE = 0.5
-"""Least confidence of a region: its class is likelier than all others together."""
+SURE = 0.8
+"""Least confidence of a region."""
 
 
 class Looked(NamedTuple):
