@@ -15,8 +15,10 @@ from torch import Tensor
 
 from setr._timm import timm
 from setr.arguments.named_values import encoder_arguments
+from setr.cli import main
 from setr.config import Config, ModelConfig
-from setr.errors import USAGE, SetrError
+from setr.errors import OK, USAGE, SetrError
+from setr.hub import from_pretrained
 from setr.model import create_model
 from setr.recipes import recipe
 from setr.training.build import build_model, require_buildable, require_fitting_weights
@@ -178,6 +180,19 @@ def test_a_downloaded_folder_is_as_good_as_its_file(name, tmp_path):
     require_buildable(config, weights=True)
     require_fitting_weights(config)
     build_model(config, 2)
+
+
+def test_setr_convert_takes_the_settings_too(tmp_path, capsys):
+    torch.save(theirs("vit_base_patch16_224", init_values=1).state_dict(), tmp_path / "weights.pth")
+    words = ["convert", str(tmp_path / "weights.pth"), "-o", str(tmp_path / "model"),
+             "--model", "linear_nano", "--encoder", "vit_base_patch16_224", "--num-classes", "2",
+             "--encoder-args", *OPTIONS]  # fmt: skip
+    assert main(words) == USAGE
+    assert "add --model.encoder-args init_values=1e-05" in capsys.readouterr().err
+    assert main([*words, "init_values=1e-5"]) == OK
+    model, info = from_pretrained(tmp_path / "model")
+    assert model.arguments["encoder_args"] == {**SMALL, "init_values": 1e-5}
+    assert "--encoder-args embed_dim=32 depth=2 num_heads=2 init_values=1e-5" in str(info.command)
 
 
 # --- the option -----------------------------------------------------------------------------------
