@@ -49,7 +49,7 @@ class Arguments:
     """Named model to load an encoder (or weights of this toolkit) into."""
     encoder: str | None = None
     """Any timm encoder in place of the model's own; of a linear head, the one it was trained on."""
-    encoder_args: tuple[str, ...] = ()
+    encoder_args: tuple[str, ...] | None = None
     """Settings of the encoder for --model in which it differs from timm's model of its name, each
     NAME=VALUE, such as init_values=1e-5 reg_tokens=4."""
     pretrained: str | None = None
