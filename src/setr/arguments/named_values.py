@@ -29,7 +29,8 @@ def encoder_arguments(given: Sequence[str] | None, option: str) -> dict[str, Any
     """Keyword arguments of an encoder from texts such as `reg_tokens=8`.
 
     Args:
-        given: the texts, None for none; a value that is no number, True, False, None or tuple of them is text.
+        given: the texts, or None; a value that is no number, True, False, None or tuple of them is
+            text.
         option: the option's name, for messages.
 
     Raises:
