@@ -43,7 +43,7 @@ class ModelConfig:
     """Model name (`setr models` lists them)."""
     encoder: str | None = None
     """Any timm ViT, in place of the named model's own encoder."""
-    encoder_args: tuple[str, ...] = ()
+    encoder_args: tuple[str, ...] | None = None
     """Settings of the encoder in which it differs from timm's model of its name, each NAME=VALUE,
     such as init_values=1e-5 reg_tokens=4."""
     pretrained: str | None = None

@@ -25,18 +25,19 @@ _CONSTANTS = {"true": "True", "false": "False", "none": "None", "null": "None"}
 """Constants as YAML writes them."""
 
 
-def encoder_arguments(given: Sequence[str], option: str) -> dict[str, Any]:
+def encoder_arguments(given: Sequence[str] | None, option: str) -> dict[str, Any]:
     """Keyword arguments of an encoder from texts such as `reg_tokens=8`.
 
     Args:
-        given: the texts; a value that is no number, True, False, None or tuple of them is text.
+        given: the texts, or None; a value that is no number, True, False, None or tuple of them is
+            text.
         option: the option's name, for messages.
 
     Raises:
         SetrError: a text of another form, a name twice, or one that another option sets.
     """
     found: dict[str, Any] = {}
-    for text in given:
+    for text in given or ():
         name, sign, value = text.partition("=")
         if not (sign and value and name.isidentifier()):
             raise UsageError(f"{option} '{text}': give NAME=VALUE, as reg_tokens=8")

@@ -17,7 +17,7 @@ import tyro
 from setr.arguments.choices import OddSizes, PosInterp
 from setr.arguments.named_values import encoder_arguments
 from setr.cli import as_typed, parse, require_default
-from setr.commands.shared import Out, Words
+from setr.commands.shared import Out
 from setr.errors import OK, UsageError
 from setr.labels import Labels, known_labels
 from setr.reading.files import require_writable
@@ -52,7 +52,7 @@ class Arguments:
     """Named model to load an encoder (or weights of this toolkit) into."""
     encoder: str | None = None
     """Any timm encoder in place of the model's own; of a linear head, the one it was trained on."""
-    encoder_args: Words = ()
+    encoder_args: tuple[str, ...] | None = None
     """Settings of the encoder for --model in which it differs from timm's model of its name, each
     NAME=VALUE, such as init_values=1e-5 reg_tokens=4."""
     pretrained: str | None = None
