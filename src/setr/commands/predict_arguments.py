@@ -29,9 +29,10 @@ class Arguments:
         tyro.conf.Positional,
         tyro.conf.arg(metavar="IMAGES…", help_behavior_hint="(required)"),
     ]
-    """Files, folders (walked; hidden files and OUT left out), quoted globs, videos, GeoTIFF files,
-    tar shards, Parquet files, or addresses of images and archives for fsspec (s3://…). Or one live
-    source: the number of a camera (0), or the address of a stream (rtsp://…)."""
+    """Files, folders (walked; hidden files and OUT left out), quoted globs, text files with one of
+    these in each line (.txt), videos, GeoTIFF files, tar shards, Parquet files, or addresses of
+    images and archives for fsspec (s3://…). Or one live source: the number of a camera (0), or the
+    address of a stream (rtsp://…)."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])]
     """Folder or fsspec address for the results, named after the images (a.png and a.jpg give
     a.png.png, a.jpg.png); the layout of a walked folder is kept."""

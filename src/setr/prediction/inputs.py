@@ -1,4 +1,4 @@
-"""Inputs of a prediction: files, folders, globs, tar shards, Parquet files, local or on a store.
+"""Inputs of a prediction: files, folders, globs, lists, tar shards, Parquet files; also on a store.
 
 All inputs are listed first, so that output names, `--shard` and finished work are known before
 anything is decoded. An item is a few strings and numbers: a million of them fit into memory, and
@@ -27,6 +27,8 @@ from setr.reading.pillow import Source
 from setr.reading.storage import file_system, is_address, read_range
 
 ARCHIVES = (".tar", ".parquet")
+LIST = ".txt"
+"""Ending of a text file that names a source in each line."""
 NAME_COLUMNS = ("name", "key", "__key__", "file_name", "path", "id")
 """Columns of a Parquet file that may name its rows; the first one present is used."""
 
@@ -128,6 +130,9 @@ def _items(source: str) -> Iterator[Item]:
     if is_address(source):
         yield from _remote(source)
         return
+    if source.lower().endswith(LIST) and os.path.isfile(source):
+        yield from _listed(source)
+        return
     for path, name in expanded(source) or expanded(source, frozenset(ARCHIVES)):
         if not name:  # ends in a slash, or is empty
             raise SetrError(f"{source or repr(source)}: no such folder", code=USAGE)
@@ -135,6 +140,27 @@ def _items(source: str) -> Iterator[Item]:
             yield from _archive(path, file_stamp(path))
         else:
             yield Item(name, path, file_stamp(path))
+
+
+def _listed(source: str) -> Iterator[Item]:
+    """What the lines of a text file name; files by their paths below the folder of all."""
+    text = Path(source).read_text(encoding="utf-8", errors="surrogateescape")
+    lines = [line for line in map(str.strip, text.splitlines()) if line]
+    files = [os.path.abspath(line) for line in lines if _is_plain(line)]
+    base = os.path.commonpath(map(os.path.dirname, files)) if files else ""
+    for line in lines:
+        if _is_plain(line):
+            name = os.path.relpath(os.path.abspath(line), base)
+            yield Item(name.replace(os.sep, "/"), line, file_stamp(line))
+        else:
+            yield from _items(line)
+
+
+def _is_plain(source: str) -> bool:
+    """Whether a source is a single image: no folder, pattern, archive, list or address."""
+    special = is_address(source) or source.lower().endswith((*ARCHIVES, LIST))
+    pattern = glob.has_magic(source) and not os.path.lexists(source)
+    return not (special or pattern or os.path.isdir(source))
 
 
 def file_stamp(path: str) -> str:
