@@ -154,7 +154,7 @@ def test_options_are_typed_and_refused_before_anything_opens():
         setr.load("no such model", scale=2)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="no option 'conf'; give precision, max_pixels"):
         setr.load("no such model", conf=0.5)  # type: ignore[call-arg]
-    inside = {"model", "info", "dataset", "loss"}  # of training: the loss
+    inside = {"model", "info", "dataset", "loss", "measure"}  # of training; of reviews
     tested = set(inspect.signature(evaluate_split).parameters) - inside
     assert set(EvaluationOptions.__annotations__) == tested
     with pytest.raises(

@@ -31,6 +31,8 @@ VERBS = {
     "auto": "from a folder to a trained, tested, exported model: setr auto DATA [--minutes 30]",
     "train": "train a recipe, or continue a run: setr train RECIPE [--optim.lr 0.01 …]",
     "eval": "test a model on a data set: setr eval MODEL DATA",
+    "review": "find wrong labels with a trained model: setr review MODEL DATA",
+    "pick": "which images to label next: setr pick MODEL FOLDER -o OUT",
     "adjust": "raise a model's mIoU by one constant per class: setr adjust MODEL DATA -o OUT",
     "average": "one model from the mean weights of several runs: setr average RUN RUN… -o OUT",
     "score": "score label images against truth: setr score PRED_DIR TRUTH_DIR",

@@ -35,6 +35,7 @@ from setr.processes.interrupt import Stopped
 from setr.processes.progress import Progress
 from setr.protocols import Protocol, preset
 from setr.scores.groups import (
+    Measure,
     ScoredImage,
     fitting,
     grouped_by_size,
@@ -160,6 +161,7 @@ def evaluate_split(
     absent: Absent = "skip",
     count: int | None = None,
     loss: SplitLoss | None = None,
+    measure: Measure | None = None,
     on_image: Callable[[ScoredImage], None] | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
@@ -181,6 +183,7 @@ def evaluate_split(
             the means, `zero` counts them as 0.
         count: number of images to use, evenly spaced over the split; all by default.
         loss: adds up the loss of all images, from the scores that their classes come from.
+        measure: computes a number for each pixel from its scores, for `on_image`.
         on_image: called with every image of this process.
         stopped: called before every image, or group of images on a GPU; once it returns true in any
             process, all of them stop. So they do if one of them fails, and all raise its error.
@@ -221,7 +224,7 @@ def evaluate_split(
                 if isinstance(group, SetrError):
                     card.fail(str(group))
                 else:
-                    for scored in score_images(network, info, card, dataset, group, loss):
+                    for scored in score_images(network, info, card, dataset, group, loss, measure):
                         if on_image:
                             on_image(scored)
                 size = 1 if isinstance(group, SetrError) else len(group)

@@ -25,6 +25,8 @@ from setr.commands.shared import (
     Words,
     mirrored,
     model_names,
+    require_apart,
+    results_folder,
 )
 from setr.errors import OK, USAGE, SetrError
 from setr.pages.tables import difference_text, figures_table, report_failed
@@ -136,19 +138,9 @@ def _opened(given: Arguments) -> tuple[Predictor, Dataset]:
         _protocols(given, _load(given, path, dataset))
     require_fit(predictor.model, predictor.info, dataset)
     if rank() == 0:
-        _require_apart(_out(given))
+        require_apart(_out(given), f"eval-{given.split}")
         require_writable(_out(given), "-o")
     return predictor, dataset
-
-
-def _require_apart(out: Path) -> None:
-    """Refuse a model's own folder, which has a metrics.json from training."""
-    if (out / "config.json").exists():
-        raise SetrError(
-            f"-o {out}: holds a model, whose own metrics.json the results would replace; choose "
-            "another folder, or leave -o out for eval-SPLIT in it",
-            code=USAGE,
-        )
 
 
 def _load(given: Arguments, path: str, dataset: Dataset) -> Predictor:
@@ -166,11 +158,7 @@ def _load(given: Arguments, path: str, dataset: Dataset) -> Predictor:
 
 def _out(given: Arguments) -> Path:
     """Folder for the results."""
-    model = Path(given.model)
-    home = model if model.is_dir() else Path("runs", model.name)
-    if model.is_file():  # many are called model.onnx
-        home = home.with_name(f"{model.absolute().parent.name}-{model.name}".lstrip("-"))
-    return given.out or home / f"eval-{given.split}"
+    return given.out or results_folder(given.model, f"eval-{given.split}")
 
 
 def _write(given: Arguments, metrics: dict[str, Any], dataset: Dataset, gallery: Gallery) -> Path:

@@ -51,3 +51,27 @@ def model_names(paths: Sequence[str]) -> list[str]:
     """Names of models: the last part of each path, or the whole paths where two end alike."""
     ends = [Path(path).name for path in paths]
     return ends if len(set(ends)) == len(ends) else list(paths)
+
+
+def results_folder(model: str, name: str) -> Path:
+    """Folder for results about a model, if none was given: in its directory, or in `runs`."""
+    path = Path(model)
+    home = path if path.is_dir() else Path("runs", path.name)
+    if path.is_file():  # many are called model.onnx
+        home = home.with_name(f"{path.absolute().parent.name}-{path.name}".lstrip("-"))
+    return home / name
+
+
+def require_apart(out: Path, usual: str = "") -> None:
+    """Refuse a model's own folder, which has a metrics.json and a report.html from training.
+
+    Args:
+        out: folder for results.
+        usual: its name in the model's folder if none was given; empty where one must be.
+    """
+    if (out / "config.json").exists():
+        raise SetrError(
+            f"-o {out}: holds a model, whose own metrics.json and report.html the results would "
+            f"replace; choose another folder{usual and f', or leave -o out for {usual} in it'}",
+            code=USAGE,
+        )

@@ -1,4 +1,4 @@
-"""Images without masks, from which a model learns what its teacher sees."""
+"""Images without masks: for a model to learn what its teacher sees, or to choose from."""
 
 from __future__ import annotations
 
@@ -34,23 +34,26 @@ class UnlabelledImages(Dataset):
         return rows, np.full(rows.shape[:2], IGNORE, np.uint8)
 
 
-def open_unlabelled(folder: str | os.PathLike, labels: Labels, bands: Bands | None) -> Dataset:
+def open_unlabelled(
+    folder: str | os.PathLike, labels: Labels, bands: Bands | None, option: str = SPLIT
+) -> Dataset:
     """The images of a folder and the folders in it.
 
     Args:
         folder: its path; which files in it are images, see `walk_images`.
         labels: of the training split.
         bands: of the training split.
+        option: what names the folder, in messages.
 
     Raises:
         SetrError: no such folder, or no images in it.
     """
     root = Path(folder)
     if not root.is_dir():
-        raise SetrError(f"{SPLIT} {folder}: no such folder", code=USAGE)
+        raise SetrError(f"{option} {folder}: no such folder".lstrip(), code=USAGE)
     names = walk_images(root)
     if not names:
-        raise no_images(folder, SPLIT)
+        raise no_images(folder, option)
     pairs = Pairs([SplitFiles(root, names, None)])
     return UnlabelledImages(root.name, SPLIT, labels, pairs, bands=bands)
 

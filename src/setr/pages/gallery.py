@@ -42,7 +42,7 @@ class Gallery:
             return
         for heap, key in ((self._worst, -miou), (self._best, miou)):
             if len(heap) < self.shown or heap[0][:2] < (key, tested.number):
-                self._keep(heap, (key, tested.number, _small(tested)))
+                self._keep(heap, (key, tested.number, small(tested)))
 
     def _keep(
         self, heap: list[tuple[float, int, ScoredImage]], item: tuple[float, int, ScoredImage]
@@ -85,17 +85,21 @@ class Gallery:
         write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def _small(tested: ScoredImage) -> ScoredImage:
+def small(tested: ScoredImage) -> ScoredImage:
     """The same with pictures at most as large as a page shows them."""
     truth, prediction = (
         shrunk(ids, WIDTH, cv2.INTER_NEAREST) for ids in (tested.truth, tested.prediction)
     )
-    confidence = None if tested.confidence is None else shrunk(tested.confidence, WIDTH)
+    confidence, measured = (
+        None if values is None else shrunk(values, WIDTH)
+        for values in (tested.confidence, tested.measured)
+    )
     return tested._replace(
         image=shrunk(tested.image, WIDTH),
         truth=truth,
         prediction=prediction,
         confidence=confidence,
+        measured=measured,
     )
 
 

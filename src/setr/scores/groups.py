@@ -35,8 +35,11 @@ class ScoredImage(NamedTuple):
         image: uint8 RGB (H, W, 3), made from the first bands if the data set has others.
         truth: training ids (H, W) uint8; `IGNORE` is not counted.
         prediction: ids (H, W) uint8.
-        confidence: probability of the predicted class (H, W) float32; None if not `detailed`.
+        confidence: probability of the predicted class (H, W) float32; None if neither `detailed`
+            nor with a `measure`.
         figures: `miou` and `pixel_accuracy` of this image.
+        measured: what the `measure` of the evaluation found for each pixel (H, W) float32; None
+            without one.
     """
 
     number: int
@@ -46,7 +49,12 @@ class ScoredImage(NamedTuple):
     prediction: np.ndarray
     confidence: np.ndarray | None
     figures: dict[str, float | None]
+    measured: np.ndarray | None = None
 
+
+Measure = Callable[[Tensor, Tensor], Tensor]
+"""A number for each pixel from its scores: a block of them (B, K, r, W), whose softmax over K is
+the probabilities, and the truth (B, r, W) -> (B, r, W) float32."""
 
 Sample = tuple[int, Tensor, Tensor]
 """Index in the split, image (1, H, W, C) and mask (1, H, W)."""
@@ -115,10 +123,11 @@ def score_images(
     dataset: Dataset,
     group: list[Sample],
     loss: SplitLoss | None = None,
+    measure: Measure | None = None,
 ) -> Iterator[ScoredImage]:
     """Predict a group of images together, or in halves if memory runs out; score each.
 
-    With `loss`, their loss is added to it.
+    With `loss`, their loss is added to it. With `measure`, images come with what it found.
 
     Raises:
         SetrError: scores that are not numbers; names the image, or the first and last of the group.
@@ -131,10 +140,23 @@ def score_images(
     truths = masks.to(device)
     size = (masks.shape[-2], masks.shape[-1])
     seen = loss.images(truths) if loss else None
+    found: list[Tensor] = []
+
+    def watch(first: int, scores: Tensor) -> None:
+        if seen:
+            seen(first, scores)
+        if measure:
+            found.append(measure(scores, truths[:, first : first + scores.shape[2]]))
+
     predictions = None
     try:
         predictions, confidences = predict_mask(
-            model, x, info.protocol, size=size, with_confidence=card.detailed, on_scores=seen
+            model,
+            x,
+            info.protocol,
+            size=size,
+            with_confidence=card.detailed or measure is not None,
+            on_scores=watch if seen or measure else None,
         )
     except SetrError as error:
         which = names[0] if len(names) == 1 else f"one of {names[0]} to {names[-1]}"
@@ -145,10 +167,11 @@ def score_images(
     if predictions is None:  # not in `except`, where the error keeps tensors alive
         middle = len(group) // 2
         for part in (group[:middle], group[middle:]):
-            yield from score_images(model, info, card, dataset, part, loss)
+            yield from score_images(model, info, card, dataset, part, loss, measure)
         return
     if loss and seen:
         loss.add(seen)
+    measured = torch.cat(found, dim=1).cpu().numpy() if measure else None
     for i, (index, image, mask) in enumerate(group):
         confidence = None if confidences is None else confidences[i]
         figures = card.update(index, predictions[i], truths[i], confidence)
@@ -160,4 +183,5 @@ def score_images(
             predictions[i].cpu().numpy(),
             None if confidence is None else confidence.cpu().numpy(),
             figures,
+            None if measured is None else measured[i],
         )

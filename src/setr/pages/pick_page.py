@@ -1,0 +1,81 @@
+"""The files of `setr pick`: the list of the chosen images, JSON, CSV and a page with pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from setr.labels import Labels
+from setr.pages.page import escape, figure, heat, heat_scale, legend, tiles, write_page
+from setr.picking import Picks
+from setr.reading.files import write_bytes
+from setr.scores.groups import ScoredImage
+
+SHOWN = 12
+"""Chosen images shown with pictures."""
+
+
+def pick_json(picks: Picks, places: dict[int, str]) -> dict[str, Any]:
+    """What `pick.json` holds; `places` are the files of the chosen images."""
+    return {
+        "complete": picks.complete,
+        "images": len(picks.names),
+        "protocol": picks.protocol,
+        "failed": picks.failed,
+        "chosen": [
+            {
+                "image": picks.names[number],
+                "file": places[number],
+                "uncertainty": picks.uncertainty[number],
+            }
+            for number in picks.chosen
+        ],
+    }
+
+
+def write_list(path: Path, picks: Picks, places: dict[int, str]) -> None:
+    """Write the files of the chosen images, one a line, in order."""
+    lines = "".join(f"{places[number]}\n" for number in picks.chosen)
+    write_bytes(path, lines.encode("utf-8", "surrogateescape"))
+
+
+def write_picks_csv(path: Path, picks: Picks) -> None:
+    """Write `image,uncertainty,rank`, the most uncertain first; no rank if not chosen."""
+    ranks = {number: rank for rank, number in enumerate(picks.chosen, 1)}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("image", "uncertainty", "rank"))
+    for number in sorted(picks.names, key=lambda number: (-picks.uncertainty[number], number)):
+        value = f"{picks.uncertainty[number]:.6g}"
+        writer.writerow((picks.names[number], value, ranks.get(number, "")))
+    write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def write_picks_page(
+    path: Path, title: str, picks: Picks, labels: Labels, pictures: Sequence[ScoredImage]
+) -> None:
+    """Write the page; `pictures` are the first chosen images, `measured` their doubt."""
+    seen = {int(i) for picture in pictures for i in np.unique(picture.prediction)}
+    parts = [
+        tiles([(str(len(picks.names)), "images"), (str(len(picks.chosen)), "chosen")]),
+        f'<p class="note">{escape(f"Protocol: {picks.protocol}.")}</p>',
+        legend(labels, sorted(seen)),
+        heat_scale("certain", "undecided between two classes"),
+    ]
+    for picture in pictures:
+        assert picture.measured is not None
+        value = picks.uncertainty[picture.number]
+        parts.append(
+            f"<h3>{escape(picture.name)}: uncertainty {value:.3f}</h3>"
+            '<div class="grid">'
+            + figure(picture.image, "image", photo=True)
+            + figure(labels.palette[picture.prediction], "prediction")
+            + figure(heat(picture.measured), "uncertainty", photo=True)
+            + "</div>"
+        )
+    write_page(path, title, parts)

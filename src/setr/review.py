@@ -1,0 +1,199 @@
+"""Reviews the labels of a split with a trained model: which of them look wrong, and how.
+
+The images are predicted once, as in an evaluation. Of each of them about a kilobyte is kept: what
+`label_quality.py` and `misplaced.py` find. `suspects.py` decides at the end.
+"""
+
+from __future__ import annotations
+
+import heapq
+import zlib
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from setr.arguments.choices import Precision
+from setr.data.dataset import Dataset
+from setr.data.survey import difference_hash
+from setr.evaluation import evaluate_split
+from setr.exporting.runtime import ExportedModel
+from setr.labels import IGNORE
+from setr.model import SETR
+from setr.model_info import ModelInfo
+from setr.pages.gallery import small
+from setr.processes.interrupt import Stopped
+from setr.scores.groups import ScoredImage
+from setr.scores.label_quality import (
+    label_quality,
+    likelihood_sums,
+    suspicious_regions,
+)
+from setr.scores.misplaced import agreement, find_misplaced
+from setr.scores.scorecard import AHEAD_PIXELS, THREADS
+from setr.scores.suspects import CELLS, Looked, Suspect, find_suspects
+
+
+@dataclass
+class Review:
+    """The result of a review.
+
+    Attributes:
+        rows: every image by its number.
+        suspects: the labels that look wrong, the worst first.
+        thresholds: (K,) confidence from which a region counts, NaN for classes never labelled.
+        pixels: (K,) labelled pixels.
+        failed: a line for each image that could not be read.
+        pictures: of the images with the lowest quality, by their number.
+        protocol: how the images were predicted.
+        complete: whether all images were seen.
+    """
+
+    rows: dict[int, Looked]
+    suspects: list[Suspect] = field(default_factory=list)
+    thresholds: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    failed: list[str] = field(default_factory=list)
+    pictures: dict[int, ScoredImage] = field(default_factory=dict)
+    protocol: str = ""
+    complete: bool = True
+
+
+def likelihood(scores: Tensor, truth: Tensor) -> Tensor:
+    """Probability of the true class from scores (B, K, r, W) and ids (B, r, W); 1 if ignored."""
+    return F.cross_entropy(
+        scores, truth.long(), ignore_index=IGNORE, reduction="none"
+    ).neg_().exp_()  # fmt: skip
+
+
+class Reviewer:
+    """Looks at each image of an evaluation, in threads next to the model.
+
+    Args:
+        num_classes: K.
+        shown: how many images to keep pictures of.
+    """
+
+    def __init__(self, num_classes: int, shown: int = 0) -> None:
+        self.num_classes, self.shown = num_classes, shown
+        self.rows: dict[int, Looked] = {}
+        self.pixels = np.zeros(num_classes, np.int64)
+        self.likelihoods = np.zeros(num_classes, np.float64)
+        self._worst: list[tuple[tuple[bool, float], int, ScoredImage]] = []
+        self._threads = ThreadPoolExecutor(THREADS, "review")
+        self._pending: deque[tuple[ScoredImage, Future[Looked]]] = deque()
+
+    def __call__(self, scored: ScoredImage) -> None:
+        """Look at one image."""
+        self._pending.append((scored, self._threads.submit(_look, scored, self.num_classes)))
+        self._collect(AHEAD_PIXELS)
+
+    def finish(self) -> None:
+        """Wait for all images."""
+        self._collect(0)
+
+    def _collect(self, max_pixels: int) -> None:
+        while self._pending and sum(s.truth.size for s, _ in self._pending) > max_pixels:
+            scored, future = self._pending.popleft()
+            looked = future.result()
+            self.pixels += looked.sums[0]
+            self.likelihoods += looked.sums[1]
+            self.rows[scored.number] = looked._replace(sums=(np.empty(0), np.empty(0)))
+            if looked.quality is not None and self.shown:
+                key = (looked.misplaced is not None, -looked.quality)
+                if len(self._worst) < self.shown or self._worst[0][:2] < (key, scored.number):
+                    heapq.heappush(self._worst, (key, scored.number, small(scored)))
+                if len(self._worst) > self.shown:
+                    heapq.heappop(self._worst)
+
+    @property
+    def pictures(self) -> dict[int, ScoredImage]:
+        """The images with the lowest quality, shrunk, by their number."""
+        return {number: scored for _, number, scored in self._worst}
+
+
+def _look(scored: ScoredImage, num_classes: int) -> Looked:
+    truth, prediction = scored.truth, scored.prediction
+    assert scored.confidence is not None
+    assert scored.measured is not None
+    pixels, sums = likelihood_sums(truth, scored.measured, num_classes)
+    present = np.flatnonzero(pixels)
+    image = np.ascontiguousarray(scored.image)
+    rows, columns = (((np.arange(CELLS) + 0.5) * n / CELLS).astype(int) for n in truth.shape)
+    cells = np.ix_(rows, columns)
+    return Looked(
+        scored.name,
+        truth.shape,
+        label_quality(truth, scored.measured),
+        agreement(truth, prediction),
+        find_misplaced(truth, prediction),
+        int(present[0]) if len(present) == 1 else None,
+        suspicious_regions(truth, prediction, scored.confidence, scored.measured),
+        (zlib.crc32(image.data), zlib.crc32(np.ascontiguousarray(truth).data)),
+        difference_hash(image),
+        np.stack([truth[cells], prediction[cells]]),
+        (pixels, sums),
+    )
+
+
+def review_split(
+    model: SETR | ExportedModel,
+    info: ModelInfo,
+    dataset: Dataset,
+    *,
+    precision: Precision = "auto",
+    workers: int = 1,
+    shown: int = 0,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Review:
+    """Predict a split under `info.protocol` and find labels that contradict the predictions.
+
+    Args:
+        model: on any device.
+        info: classes, normalisation and protocol.
+        dataset: a split with the classes of the model.
+        precision: of the forward pass.
+        workers: processes that load images.
+        shown: how many images to keep pictures of.
+        stopped: called before every image; once it returns true, the review ends there.
+
+    Raises:
+        SetrError: as `evaluate_split`.
+    """
+    reviewer = Reviewer(len(dataset.labels.classes), shown)
+    figures: dict[str, Any] = {"failed": [], "protocol": info.protocol.describe()}
+    complete = True
+    try:
+        figures = evaluate_split(
+            model,
+            info,
+            dataset,
+            precision=precision,
+            workers=workers,
+            detailed=False,
+            measure=likelihood,
+            on_image=reviewer,
+            stopped=stopped,
+        )
+    except Stopped:
+        complete = False
+    reviewer.finish()
+    with np.errstate(invalid="ignore"):
+        thresholds = reviewer.likelihoods / reviewer.pixels
+    review = Review(
+        reviewer.rows,
+        [],
+        thresholds,
+        reviewer.pixels,
+        figures["failed"],
+        reviewer.pictures,
+        figures["protocol"],
+        complete,
+    )
+    review.suspects = find_suspects(review.rows, thresholds, dataset)
+    return review

@@ -1,0 +1,184 @@
+"""`setr pick`: uncertain images that do not look alike come first, and can be predicted further."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from setr.cli import main
+from setr.data.unlabelled import open_unlabelled
+from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
+from setr.images import encode_png
+from setr.picking import Uncertain, doubt, pick_images, spread
+from setr.prediction.inputs import find_items, output_names
+from setr.scores.groups import ScoredImage
+from tests.test_report import Balanced
+from tests.test_review import INFO, Oracle, scene, shown
+
+
+def test_doubt_is_one_minus_the_margin() -> None:
+    torch.manual_seed(0)
+    scores = 3 * torch.randn(2, 7, 5, 4)
+    before = scores.clone()
+    first, second = scores.softmax(1).topk(2, dim=1).values.unbind(1)
+    torch.testing.assert_close(doubt(scores, torch.zeros(())), 1 - (first - second))
+    torch.testing.assert_close(scores, before, rtol=0, atol=0)
+    logarithms = scores.softmax(1).log()  # what several scales give
+    torch.testing.assert_close(doubt(logarithms, torch.zeros(())), 1 - (first - second))
+    ties = torch.tensor([1.0, 1.0, -50.0]).view(1, 3, 1, 1)
+    assert float(doubt(ties, torch.zeros(()))) == pytest.approx(1)
+
+
+def test_points_are_spread() -> None:
+    """Ten frames of a video, of which the most uncertain ones are neighbours, and another place."""
+    places = np.array([[0.0], [1.0], [2.0], [3.0], [100.0], [101.0]])
+    weights = np.array([0.9, 0.95, 0.9, 0.9, 0.2, 0.1])
+    assert spread(weights, places, 2) == [1, 4]
+    assert spread(weights, places, 3) == [1, 4, 3]
+    assert sorted(spread(weights, places, 99)) == list(range(6))
+    same = np.zeros((4, 1))
+    assert spread(np.array([0.1, 0.4, 0.0, 0.3]), same, 4) == [1, 3, 0, 2]
+    assert spread(np.zeros(2), same[:2], 2) == [0, 1]
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A video of one place in `a`, in which the oracle is unsure, and other places in `b`."""
+    for number in range(6):
+        image = shown(scene(0), 0, sure=40)
+        image[..., 2] //= 2
+        image[number, 0] += 1
+        other = shown(scene(number + 1), number + 1, sure=60 + 10 * number)
+        other[..., 2] = 40 * number
+        for folder, array in (("a", image), ("b", other)):
+            path = tmp_path / "photos" / folder / f"frame {number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_png(array))
+
+    def load(path: str, **_: object) -> SimpleNamespace:
+        return SimpleNamespace(model=Oracle(), info=INFO)
+
+    monkeypatch.setattr("setr.predictor.load", load)
+    return tmp_path
+
+
+def pick(root: Path, *more: str) -> int:
+    given = ["pick", "model", str(root / "photos"), "-o", str(root / "out"), "--workers", "0"]
+    return main([*given, *more])
+
+
+def test_frames_of_one_video_are_not_all_chosen(photos: Path) -> None:
+    dataset = open_unlabelled(photos / "photos", INFO.labels, None, "")
+    options: dict[str, Any] = {"workers": 0, "precision": "fp32"}
+    picks = pick_images(Oracle(), INFO, dataset, 4, **options)  # type: ignore[arg-type]
+    names = [picks.names[number] for number in picks.chosen]
+    assert names[0].startswith("photos/a/") or names[0].startswith("a/")
+    assert sum("a/" in name for name in names) == 1
+    by_doubt = sorted(picks.names, key=lambda number: -picks.uncertainty[number])
+    assert sum("a/" in picks.names[number] for number in by_doubt[:4]) == 4
+    assert all(0 < value < 1 for value in picks.uncertainty.values())
+
+
+def test_the_list_can_be_predicted(
+    photos: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pick(photos, "--count", "3") == OK
+    out, err = capsys.readouterr()
+    assert "3 chosen" in out
+    assert "images.txt, images.csv, pick.json, report.html" in err
+    lines = (photos / "out" / "images.txt").read_text().splitlines()
+    assert len(lines) == 3
+    monkeypatch.chdir("/")
+    items = find_items([str(photos / "out" / "images.txt")])
+    assert [item.place for item in items] == lines
+    assert all(Path(item.place).is_file() for item in items)
+    assert len(set(output_names(items))) == 3
+    found = json.loads((photos / "out" / "pick.json").read_text())
+    keys = {"model", "folder", "complete", "images", "protocol", "failed", "chosen"}
+    assert set(found) == keys
+    assert [chosen["file"] for chosen in found["chosen"]] == lines
+    assert all(set(chosen) == {"image", "file", "uncertainty"} for chosen in found["chosen"])
+    rows = list(csv.DictReader((photos / "out" / "images.csv").open()))
+    values = [float(row["uncertainty"]) for row in rows]
+    assert values == sorted(values, reverse=True)
+    ranked = {row["rank"]: row["image"] for row in rows if row["rank"]}
+    assert [ranked[str(n)] for n in (1, 2, 3)] == [chosen["image"] for chosen in found["chosen"]]
+    page = (photos / "out" / "report.html").read_text()
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.open == []
+    assert page.count("<img") == 9
+    titles = page.split("<h3>")[1:]
+    for title, chosen in zip(titles, found["chosen"], strict=True):
+        assert title.startswith(f"{chosen['image']}: uncertainty {chosen['uncertainty']:.3f}")
+    assert pick(photos, "--count", "3", "--json") == OK
+    assert json.loads(capsys.readouterr().out) == found
+
+
+def test_interrupted_and_broken_images(
+    photos: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "photos" / "a" / "frame 1.png").write_bytes(b"")
+    assert pick(photos) == FAILED
+    out, err = capsys.readouterr()
+    assert "11 chosen" in out
+    assert "1 of 12 images failed" in err
+    seen = 0
+    original = Uncertain.__call__
+
+    def counted(self: Uncertain, scored: ScoredImage) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, scored)
+
+    monkeypatch.setattr(Uncertain, "__call__", counted)
+    assert pick(photos) == INTERRUPTED
+    out, err = capsys.readouterr()
+    assert "4 chosen" in out
+    assert "the choice is among 4 of 12 images" in err
+    assert json.loads((photos / "out" / "pick.json").read_text())["complete"] is False
+    assert len((photos / "out" / "images.txt").read_text().splitlines()) == 4
+
+
+def test_wrong_lines(photos: Path, capsys: pytest.CaptureFixture) -> None:
+    (photos / "photos" / "empty").mkdir()
+    for given, text in (
+        (["model", str(photos / "none"), "-o", "x"], "none: no such folder"),
+        (["model", str(photos / "photos" / "empty"), "-o", "x"], "empty: no images found here"),
+        (["model", str(photos / "photos"), "-o", "x", "--count", "0"], "--count 0: give at least"),
+        (["model", str(photos / "photos")], "-o is missing"),
+    ):
+        assert main(["pick", *given]) == USAGE
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("setr: ")
+        assert text in err
+        assert err.count("\n") == 1
+
+
+def test_lists_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are paths below the common folder, so equal file names stay apart."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("x/a.png", "x/y/a.png", "deep/b 1.png", "deep/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(encode_png(np.zeros((4, 4), np.uint8)))
+    (tmp_path / "list.txt").write_text(f"x/a.png\n\n{tmp_path}/x/y/a.png\r\n  gone.png\ndeep\n")
+    items = find_items(["list.txt"])
+    assert [item.name for item in items] == ["x/a.png", "x/y/a.png", "gone.png", "b 1.png", "c.png"]
+    assert items[2].stamp == "missing"
+    (tmp_path / "one.txt").write_text("x/y/a.png")
+    assert [item.name for item in find_items(["one.txt"])] == ["a.png"]
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(SetrError, match=r"empty\.txt: no images found"):
+        find_items(["empty.txt"])
