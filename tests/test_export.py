@@ -606,7 +606,7 @@ def test_logits_that_are_no_numbers_are_not_written(model, monkeypatch):
 
 def test_an_export_that_is_stopped_leaves_nothing(tmp_path, monkeypatch, capsys):
     save_pretrained(tmp_path / "model", tiny_model(num_classes=K), INFO)
-    monkeypatch.setattr("setr.export.trace", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr("setr.export.trace", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         line = ["export", str(tmp_path / "model"), "--format", "torch", "-o"]
@@ -657,7 +657,7 @@ def test_a_model_that_cannot_be_traced_is_one_line(tmp_path):
 
 
 def test_a_full_disk_is_one_line_that_names_the_file(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("setr.export.trace", lambda *_: None)
+    monkeypatch.setattr("setr.export.trace", lambda *_, **__: None)
     monkeypatch.setattr(torch.export, "save", lambda *_, **__: None)
 
     def full(path: Path, data: bytes) -> int:
