@@ -165,35 +165,11 @@ def _prepared(model: SETR, dtype: torch.dtype, convolve_first: bool) -> SETR:
     rope = getattr(getattr(copied.encoder, "vit", None), "rope", None)
     tensors = [*rope.named_buffers(), *rope.named_parameters()] if rope is not None else []
     kept = {name: tensor.clone() for name, tensor in tensors}
-    if hasattr(rope, "normalize_coords"):
-        _follow_sides(rope)
     copied.to(dtype)
     for name, tensor in kept.items():  # angles need all their digits
         owner, _, leaf = name.rpartition(".")
         getattr(rope.get_submodule(owner), leaf).data = tensor  # type: ignore[union-attr]
     return copied
-
-
-def _follow_sides(rope: Any) -> None:
-    """Make DINOv3's rotary positions depend on the grid of the image, not of the traced one.
-
-    timm divides by `float(side)`, which tracing turns into a constant.
-    """
-    shares = {"max": torch.sym_max, "min": torch.sym_min}
-
-    def create_embed(shape: Any, no_aug: bool = False) -> Tensor:
-        share = shares.get(rope.normalize_coords)
-        places = [
-            (torch.arange(side, dtype=torch.float32) + 0.5 + rope.grid_offset)
-            / (share(*shape) if share else side)
-            for side in shape
-        ]
-        axes = torch.meshgrid(places, indexing="ij")
-        axes = axes if rope.grid_indexing == "ij" else axes[::-1]
-        coords = 2.0 * torch.stack(axes, dim=-1) - 1.0
-        return torch.cat(rope._get_pos_embed_from_coords(coords.flatten(0, 1)), dim=-1)
-
-    rope._create_embed = create_embed
 
 
 def _bicubic(x: Tensor, size: Any, align_corners: bool, *scales: Any) -> Tensor:

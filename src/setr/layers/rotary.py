@@ -31,8 +31,8 @@ class Rotary(timm.layers.RotaryEmbeddingDinoV3):
         """Sines and cosines for an (h, w) grid: (h*w, 2 * dim)."""
         if self.training and self.aug_active and not no_aug:  # uses the CPU's random generator
             return super()._create_embed(feat_shape, no_aug)
-        common = {"max": max, "min": min}.get(self.normalize_coords)
-        centres = [self._centres(n, common(feat_shape) if common else n) for n in feat_shape]
+        common = {"max": torch.sym_max, "min": torch.sym_min}.get(self.normalize_coords)
+        centres = [self._centres(n, common(*feat_shape) if common else n) for n in feat_shape]
         axes: Any = torch.meshgrid(centres, indexing="ij")
         axes = axes if self.grid_indexing == "ij" else axes[::-1]
         coords = 2.0 * torch.stack(axes, dim=-1) - 1.0
@@ -41,5 +41,6 @@ class Rotary(timm.layers.RotaryEmbeddingDinoV3):
     def _centres(self, cells: int, length: int) -> Tensor:
         """The centres of cells along an axis, divided by `length`."""
         index = torch.arange(cells, dtype=torch.float32, device=self.periods.device)
-        # CUDA divides by a Python number by multiplying with its inverse, which rounds once more
-        return (index + 0.5 + self.grid_offset) / index.new_full((), float(length))
+        # CUDA divides by a Python number by multiplying with its inverse, which rounds once more;
+        # a float instead would be a constant of an exported graph
+        return (index + 0.5 + self.grid_offset) / index.new_full((), length)
