@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.layers.conv_bn_relu import ConvBNReLU
 from setr.layers.upsampling import upsample
 
@@ -124,8 +124,7 @@ def require_pyramid(strides: list[int]) -> None:
         strides: stride of each map in pixels.
     """
     if any(later != 2 * earlier for earlier, later in pairwise(strides)):
-        raise SetrError(
+        raise UsageError(
             f"semantic_fpn: maps at strides {', '.join(map(str, strides))}; each must be twice the "
-            "one before: give consecutive taps, and output_stride 32",
-            code=USAGE,
+            "one before: give consecutive taps, and output_stride 32"
         )

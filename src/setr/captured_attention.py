@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.model import SETR
 
 MAX_TOKENS = 20_000
@@ -111,10 +111,9 @@ def catch_attention(model: SETR, images: Tensor, layers: Sequence[int]) -> dict[
     blocks = blocks_of(model, layers)
     h, w = grid_size(model, images)
     if h * w > MAX_TOKENS:
-        raise SetrError(
+        raise UsageError(
             f"{images.shape[-1]}x{images.shape[-2]} pixels are {h * w} patches, more than "
-            f"{MAX_TOKENS}; use a smaller --short-side",
-            code=USAGE,
+            f"{MAX_TOKENS}; use a smaller --short-side"
         )
     caught: dict[int, Caught] = {}
     with ExitStack() as stack:
@@ -174,7 +173,5 @@ def blocks_of(model: SETR, layers: Sequence[int]) -> Any:
         raise SetrError("this model's encoder is no vision transformer: it has no attention")
     wrong = [layer for layer in layers if not 1 <= layer <= len(blocks)]
     if wrong:
-        raise SetrError(
-            f"layer {wrong[0]}: this model's blocks are numbered 1 to {len(blocks)}", code=USAGE
-        )
+        raise UsageError(f"layer {wrong[0]}: this model's blocks are numbered 1 to {len(blocks)}")
     return blocks

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from setr.arguments.choices import Neck
 from setr.arguments.typed import checked
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.layers.timm_vit import encoder_depth, has_class_token
 
 DecoderName = Literal[
@@ -177,21 +177,18 @@ def model_settings(
             settings["taps"], settings["aux_taps"] = taps, _aux_taps(settings["decoder"], taps)
     elif name in _BASELINES:
         if channels or taps:
-            raise SetrError(
-                f"channels, taps: {name} has a fixed width and stages; leave them out", code=USAGE
-            )
+            raise UsageError(f"channels, taps: {name} has a fixed width and stages; leave them out")
         settings = dict(_BASELINES[name])
     else:
         ours = name.lower().replace("-", "_")  # the names' style
         if re.search(r"patch\d+", ours):
-            raise SetrError(
+            raise UsageError(
                 f"model '{name}' is the name of an encoder; give it as encoder (--model.encoder) "
-                "beside the name of a model, such as setr_mla_base (`setr models` lists all)",
-                code=USAGE,
+                "beside the name of a model, such as setr_mla_base (`setr models` lists all)"
             )
         near = difflib.get_close_matches(ours, list_models(), 3, cutoff=0.3)
         nearest = f"; nearest: {', '.join(near)}" if near else ""
-        raise SetrError(f"model '{name}' is unknown{nearest} (`setr models` lists all)", code=USAGE)
+        raise UsageError(f"model '{name}' is unknown{nearest} (`setr models` lists all)")
     if settings["decoder"] == "mla" and not align_corners:
         settings["decoder_args"]["align_corners"] = False
     if settings["decoder"] == "dpt" and not align_corners:
@@ -203,7 +200,7 @@ def model_settings(
         else:
             settings["neck_args"] |= {"pyramid": neck != "none", "norm_last": neck == "ln_mln"}
     elif neck != "ln_mln":
-        raise SetrError(f"neck {neck}: {name} has no such neck; leave it out", code=USAGE)
+        raise UsageError(f"neck {neck}: {name} has no such neck; leave it out")
     if encoder:
         settings["encoder"] = encoder
     settings["encoder_args"] = {**settings["encoder_args"], **(encoder_args or {})}
@@ -219,15 +216,14 @@ def _transformer_settings(
     depth = (encoder_args or {}).get("depth") or (encoder_depth(encoder) if encoder else size.depth)
     taps, aux_taps = default_taps(decoder, depth)
     if decoder in ("linear", "eomt") and channels is not None:
-        raise SetrError(
-            f"channels {channels}: {name} has a fixed width; give None (--model.channels None)",
-            code=USAGE,
+        raise UsageError(
+            f"channels {channels}: {name} has a fixed width; give None (--model.channels None)"
         )
     if decoder == "eomt":
         return _eomt_settings(size_name, encoder, depth, taps)
     least = 2 if decoder in ("mla", "upernet") else 1  # whose streams or auxiliary head have half
     if channels is not None and channels < least:
-        raise SetrError(f"channels {channels}: give {name} at least {least}", code=USAGE)
+        raise UsageError(f"channels {channels}: give {name} at least {least}")
     width = channels or size.channels
     heads: dict[str, Any] = {"decoder_args": {"channels": width}, "aux_args": {"channels": width}}
     if decoder == "mla":

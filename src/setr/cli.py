@@ -21,7 +21,7 @@ from setr import __version__
 from setr.arguments.elsewhere import COMMANDS_ELSEWHERE
 from setr.arguments.options import placeholder
 from setr.arguments.usage import missing, named_as_typed, problem
-from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError, nearest
+from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError, UsageError, nearest
 from setr.processes.quota import limit_spinning, limit_threads
 from setr.reading.files import one_line, require_writable
 
@@ -109,7 +109,7 @@ def _dispatch(args: list[str]) -> int:
     if verb not in VERBS:
         near = COMMANDS_ELSEWHERE.get(verb) or nearest(verb, VERBS)
         hint = f"did you mean '{near}'?" if near else f"verbs: {', '.join(VERBS)}"
-        raise SetrError(f"'{verb}' is not a command; {hint}", code=USAGE)
+        raise UsageError(f"'{verb}' is not a command; {hint}")
     run: Callable[[list[str]], int]
     run = importlib.import_module(f"setr.commands.{verb.replace('-', '_')}").run
     return run(rest)
@@ -152,7 +152,7 @@ def parse(kind: Any, args: list[str], verb: str, **options: Any) -> Any:
 
 def _of_the_command_line(message: str) -> SetrError:
     """An error that all processes of a run raise; only the first one prints it."""
-    error = SetrError(message, code=USAGE)
+    error = UsageError(message)
     if {"RANK", "SLURM_PROCID"} & os.environ.keys():
         from setr.processes.launch import is_first  # which loads torch
 
@@ -164,7 +164,7 @@ def _of_the_command_line(message: str) -> SetrError:
 def require_unused(out: Path) -> None:
     """Refuse a folder for results (-o) that is a file, holds something or cannot be written."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise SetrError(f"{out}: exists; choose another folder with -o", code=USAGE)
+        raise UsageError(f"{out}: exists; choose another folder with -o")
     require_writable(out, "-o")
 
 
@@ -176,7 +176,7 @@ def require_at_least(given: Any, least: int, *names: str) -> None:
         if value is not None and min(numbers, default=least - 1) < least:
             words = " ".join([f"--{name.replace('_', '-')}", *map(str, numbers)])
             rule = "0 or more" if least == 0 else f"at least {least}"
-            raise SetrError(f"{words}: give {rule}", code=USAGE)
+            raise UsageError(f"{words}: give {rule}")
 
 
 def require_within(given: Any, least: float, most: float, *names: str) -> None:
@@ -185,7 +185,7 @@ def require_within(given: Any, least: float, most: float, *names: str) -> None:
         value = getattr(given, name)
         if not least <= value <= most:
             option = f"--{name.replace('_', '-')} {value}"
-            raise SetrError(f"{option}: give {least:g} to {most:,.0f}", code=USAGE)
+            raise UsageError(f"{option}: give {least:g} to {most:,.0f}")
 
 
 def as_typed(given: Any) -> dict[str, list[str]]:
@@ -208,13 +208,13 @@ def require_default(given: Any, rule: str, *names: str) -> None:
     words = as_typed(given)
     for name in names:
         if name in words:
-            raise SetrError(f"{' '.join(words[name])}: {rule}", code=USAGE)
+            raise UsageError(f"{' '.join(words[name])}: {rule}")
 
 
 def require_file(path: Path) -> None:
     """Refuse a file that is not there, before a model is opened for it."""
     if not path.exists():
-        raise SetrError(f"{path}: no such file", code=USAGE)
+        raise UsageError(f"{path}: no such file")
 
 
 def _plain_placeholders() -> Any:

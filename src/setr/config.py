@@ -19,7 +19,7 @@ from setr.arguments.choices import Neck, PosInterp, PrefixTokens
 from setr.arguments.options import options_of
 from setr.arguments.typed import check_fields
 from setr.arguments.usage import meant
-from setr.errors import USAGE, SetrError, check_setting
+from setr.errors import UsageError, check_setting
 from setr.reading import typed_yaml
 from setr.training.train_config import DistillConfig, OptimConfig, TrainConfig
 
@@ -259,7 +259,7 @@ class Config:
             if name not in known and name not in parts:
                 near = [option.dotted for option in meant(name, options_of(Config))]
                 hint = f"did you mean {' or '.join(near)}?" if near else "see `setr train --help`"
-                raise SetrError(f"{given}: there is no such setting; {hint}", code=USAGE)
+                raise UsageError(f"{given}: there is no such setting; {hint}")
             if dot:
                 inner.setdefault(part, {})[key] = value
             else:
@@ -292,9 +292,9 @@ class Config:
         """
         path = Path(path)
         if not path.is_file():
-            raise SetrError(f"{path}: no such config file", code=USAGE)
+            raise UsageError(f"{path}: no such config file")
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise SetrError(f"{path}: not UTF-8; save it in that encoding", code=USAGE) from None
+            raise UsageError(f"{path}: not UTF-8; save it in that encoding") from None
         return cls.from_yaml(text, source=str(path))

@@ -26,7 +26,7 @@ from setr.data.layouts import find_split
 from setr.data.pairing import NoSplitError, SplitFiles
 from setr.data.pairs import NamedPairs, Pair, Pairs
 from setr.data.shards import Shards, is_shards
-from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_few
+from setr.errors import DATA_CHECK_FAILED, UsageError, first_few
 from setr.labels import Labels, known_labels, known_name
 from setr.reading.pillow import Named, Source
 
@@ -62,10 +62,9 @@ class ShardDataset(Dataset):
 
     def part(self, indices: Sequence[int]) -> Dataset:
         """Refused, since shards are read in sequence."""
-        raise SetrError(
+        raise UsageError(
             f"{self.name}: shards are read in sequence, so that no part of a split can be chosen; "
-            "pack fewer images, or give the folder that was packed",
-            code=USAGE,
+            "pack fewer images, or give the folder that was packed"
         )
 
     @property
@@ -111,7 +110,7 @@ def open_dataset(
         SetrError: no such path or split, no images, masks missing, or classes unknown.
     """
     if not all(part.strip() for part in split.split("+")):
-        raise SetrError(f"split '{split}': give a name, or several joined with +", code=USAGE)
+        raise UsageError(f"split '{split}': give a name, or several joined with +")
     path = os.fspath(path)
     if path.partition(":")[0] == "scenes":
         count = _scene_count(path)
@@ -119,10 +118,9 @@ def open_dataset(
         pairs = tuple(Pair(Path(f"{split}_{i:05d}.png"), None) for i in range(count))
         return SceneDataset("scenes", split, scenes.LABELS, pairs)
     if path.startswith(GIVEN):
-        raise SetrError(
+        raise UsageError(
             f"{path}: this data set is a Python object, not a file; pass it in Python, as "
-            "setr.train(config, data=(train, val)) or setr.evaluate(model, data)",
-            code=USAGE,
+            "setr.train(config, data=(train, val)) or setr.evaluate(model, data)"
         )
     if path.startswith(HUB):
         return open_hub(path, split, labels, {}, bands)
@@ -137,14 +135,13 @@ def open_dataset(
     parts = [found for part in split.split("+") for found in _split_files(described, part, wanted)]
     implied = {part.labels for part in parts}
     if len(implied) > 1:
-        raise SetrError(f"{root}: the splits of '{split}' use different ids", code=USAGE)
+        raise UsageError(f"{root}: the splits of '{split}' use different ids")
     chosen = own_labels if isinstance(own_labels, Labels) else _with_encoding(given, implied.pop())
     if chosen is None:
-        raise SetrError(
+        raise UsageError(
             f"{path}: class names are unknown; write a data.yaml beside the images "
             "(`setr init-data DIR` does) or name a known data set (--data.labels in training, "
-            "--labels elsewhere)",
-            code=USAGE,
+            "--labels elsewhere)"
         )
     notes = tuple(note for part in parts for note in part.notes)
     return Dataset(root.name, split, chosen, Pairs(parts), notes, bands=bands)
@@ -174,7 +171,7 @@ def _split_files(described: Description, split: str, wanted: str | None) -> list
 def _scene_count(path: str) -> int:
     number = path.partition(":")[2] or "1000"
     if not number.isdecimal() or not int(number):
-        raise SetrError(f"{path}: give a number of scenes, 1 or more, as scenes:500", code=USAGE)
+        raise UsageError(f"{path}: give a number of scenes, 1 or more, as scenes:500")
     return int(number)
 
 

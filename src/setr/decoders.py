@@ -16,7 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.layers.channel_norm import ChannelNorm
 from setr.layers.conv_bn_relu import ConvBNReLU
 from setr.layers.recompute import recompute_cheap
@@ -51,7 +51,7 @@ class UpsampleHead(nn.Module):
     ) -> None:
         super().__init__()
         if num_convs < 1:
-            raise SetrError(f"num_convs {num_convs}: give at least 1", code=USAGE)
+            raise UsageError(f"num_convs {num_convs}: give at least 1")
         require_final_scale(final_scale)
         self.norm = ChannelNorm(in_channels)
         widths = [in_channels] + [channels] * num_convs
@@ -182,7 +182,7 @@ class MLA(nn.Module):
     ) -> None:
         super().__init__()
         if classifier_kernel not in (1, 3):
-            raise SetrError(f"classifier_kernel {classifier_kernel}: give 3 or 1", code=USAGE)
+            raise UsageError(f"classifier_kernel {classifier_kernel}: give 3 or 1")
         self.streams = nn.ModuleList(
             nn.Sequential(
                 ConvBNReLU(in_channels, stream_channels, 3, bias=False),

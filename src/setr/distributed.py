@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from setr.errors import USAGE, SetrError, first_line
+from setr.errors import SetrError, UsageError, first_line
 from setr.processes.differences import differences
 from setr.processes.launch import gpu_of, meet, place_of
 from setr.processes.progress import Progress
@@ -59,9 +59,8 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
         yield
         return
     if on not in ("auto", "cpu", "cuda"):
-        raise SetrError(
-            f"device '{on}': {place.world} processes take a GPU each; give cuda, cpu or auto",
-            code=USAGE,
+        raise UsageError(
+            f"device '{on}': {place.world} processes take a GPU each; give cuda, cpu or auto"
         )
     cuda = on != "cpu" and torch.cuda.is_available()
     if not cuda:
@@ -69,10 +68,9 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
     count = torch.cuda.device_count() if cuda else 0
     gpu = gpu_of(place, count, os.environ)
     if cuda and gpu >= count:
-        raise SetrError(
+        raise UsageError(
             f"process {gpu} of this host has no GPU of its own: there are {count}; start as many "
-            "processes as GPUs",
-            code=USAGE,
+            "processes as GPUs"
         )
     silence = silence_of(os.environ)
     _LAST_GROUP.clear()
@@ -144,9 +142,8 @@ def device(name: str | torch.device = "auto") -> torch.device:
     if name == "auto":
         name = "cpu"
     if name not in devices():
-        raise SetrError(
-            f"device '{name}': this machine has {', '.join(devices())}; give one of them, or auto",
-            code=USAGE,
+        raise UsageError(
+            f"device '{name}': this machine has {', '.join(devices())}; give one of them, or auto"
         )
     return torch.device(name)
 
@@ -282,9 +279,8 @@ def require_equal(facts: Mapping[str, Any]) -> None:
         found = differences(mine, theirs)
         if found:
             raise together(
-                SetrError(
+                UsageError(
                     f"rank {number} on {host} differs from rank 0: "
-                    f"{found}; start all processes with the same command, data and versions",
-                    code=USAGE,
+                    f"{found}; start all processes with the same command, data and versions"
                 )
             )

@@ -17,7 +17,7 @@ from setr.data.dataset import Dataset
 from setr.data.findings import SHOWN, Finding, about, split_findings
 from setr.data.survey import Progress, near_hashes, survey
 from setr.data.survey_rows import Survey
-from setr.errors import DATA_CHECK_FAILED, SetrError, first_few
+from setr.errors import DataError, first_few
 from setr.labels import IGNORE, Labels
 from setr.training.weighting import class_weights
 
@@ -53,20 +53,18 @@ class Checkup:
         if self.problems:
             listed = "; ".join(self.problems[:SHOWN])
             more = f"; and {len(self.problems) - SHOWN} more" if len(self.problems) > SHOWN else ""
-            raise SetrError(
+            raise DataError(
                 f"{len(self.problems)} of {len(self.dataset)} pairs of split "
-                f"'{self.dataset.split}' are unusable: {listed}{more}",
-                code=DATA_CHECK_FAILED,
+                f"'{self.dataset.split}' are unusable: {listed}{more}"
             )
 
     def require_counted(self, fix: str) -> None:
         """As `raise_problems`; if all pixels are ignored, raise an error that ends with `fix`."""
         self.raise_problems()
         if not self.pixels.any():
-            raise SetrError(
+            raise DataError(
                 f"all mask pixels of split '{self.dataset.split}' of {self.dataset.name} are "
-                f"ignored; {fix}",
-                code=DATA_CHECK_FAILED,
+                f"ignored; {fix}"
             )
 
 
@@ -84,9 +82,7 @@ def check(dataset: Dataset, *, full: bool = False, progress: Progress | None = N
         SetrError: the split has no images.
     """
     if not len(dataset):
-        raise SetrError(
-            f"split '{dataset.split}' of {dataset.name} has no images", code=DATA_CHECK_FAILED
-        )
+        raise DataError(f"split '{dataset.split}' of {dataset.name} has no images")
     scan = survey(dataset, full=full, progress=progress)
     pixels = scan.pixels(len(dataset.labels.classes))
     findings = split_findings(dataset, scan, pixels)

@@ -16,7 +16,7 @@ from setr import distributed
 from setr.config import Config
 from setr.data.dataset import Dataset
 from setr.data.own_augmentation import Augment, require_augment
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.trackers import Builder
 from setr.training.named_config import named_config
 from setr.training.run import Run
@@ -66,16 +66,14 @@ def train(
     if isinstance(config, str | os.PathLike):
         config = named_config(os.fspath(config))
     if not isinstance(config, Config):
-        raise SetrError(
+        raise UsageError(
             f"config {type(config).__name__}: give a recipe's name, a config.yaml, or a Config, as "
-            "setr.recipe(NAME) gives one",
-            code=USAGE,
+            "setr.recipe(NAME) gives one"
         )
     if not isinstance(trackers, Sequence) or not all(map(callable, trackers)):
-        raise SetrError(
+        raise UsageError(
             f"trackers {trackers!r:.80}: give a list of subclasses of setr.Tracker, or of "
-            "functions that make one; train.log names TensorBoard and W&B",
-            code=USAGE,
+            "functions that make one; train.log names TensorBoard and W&B"
         )
     if isinstance(data, str | os.PathLike):
         config, data = config.replace({"data.root": os.fspath(data)}), None

@@ -23,7 +23,7 @@ from setr.data.loader import whole_images
 from setr.data.sampling import evenly_spaced
 from setr.datasets import open_dataset
 from setr.distributed import rank, world
-from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.errors import DataError, SetrError, UsageError
 from setr.exporting.runtime import ExportedModel
 from setr.fitting import require_fit
 from setr.kernels.recorded import recorded
@@ -99,10 +99,9 @@ def evaluate(
         model, info = model.model, info or model.info
     info = checked_info(info)
     if not isinstance(data, str | os.PathLike | Dataset):
-        raise SetrError(
+        raise UsageError(
             f"data {type(data).__name__}: give a path, or one split of setr.wrap_dataset or "
-            "setr.open_dataset",
-            code=USAGE,
+            "setr.open_dataset"
         )
     dataset = (
         data
@@ -121,9 +120,8 @@ def checked_info(info: ModelInfo | None) -> ModelInfo:
     """
     if not isinstance(info, ModelInfo):
         given = "" if info is None else f", not {type(info).__name__}"
-        raise SetrError(
-            f"a SETR model: also give its ModelInfo as info={given}, or give a model directory",
-            code=USAGE,
+        raise UsageError(
+            f"a SETR model: also give its ModelInfo as info={given}, or give a model directory"
         )
     return info
 
@@ -196,7 +194,7 @@ def evaluate_split(
     """
     require_fit(model, info, dataset)
     if count is not None and count < 1:
-        raise SetrError(f"count {count}: give at least one image", code=USAGE)
+        raise UsageError(f"count {count}: give at least one image")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     dtype = computed_in(model, precision, device)
     card = Scorecard(dataset.labels.classes, device, detailed=detailed, absent=absent)
@@ -239,10 +237,9 @@ def evaluate_split(
     card.reduce()
     figures = card.summary()
     if not figures["images"]:
-        problem = SetrError(
+        problem = DataError(
             f"none of the {len(dataset)} images of split '{dataset.split}' of {dataset.name} could "
-            f"be tested; the first: {figures['failed'][0]}",
-            code=DATA_CHECK_FAILED,
+            f"be tested; the first: {figures['failed'][0]}"
         )
         raise distributed.together(problem)
     if loss:
@@ -272,10 +269,9 @@ def computed_in(
         return dtype
     if precision != "auto":
         name = str(own).removeprefix("torch.")
-        raise SetrError(
+        raise UsageError(
             f"precision {precision}: the model's weights are {name}, and stay so; leave precision "
-            "out, or call model.float() first",
-            code=USAGE,
+            "out, or call model.float() first"
         )
     return None
 

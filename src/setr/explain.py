@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from setr.captured_attention import blocks_of, catch_attention, grid_size
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.layers.positions import grid_positions, resample_grid
 from setr.model import SETR
 
@@ -47,7 +47,7 @@ def attention_maps(
     """
     h, w = grid_size(model, images)
     if not (0 <= point[0] < h and 0 <= point[1] < w):
-        raise SetrError(f"patch {point}: the grid has {h} rows and {w} columns", code=USAGE)
+        raise UsageError(f"patch {point}: the grid has {h} rows and {w} columns")
     maps = {}
     for layer, caught in catch_attention(model, images, layers).items():
         weights = caught.weights(caught.num_tokens - h * w + point[0] * w + point[1])

@@ -28,7 +28,7 @@ from setr._extras import import_extra
 from setr.arguments.choices import ExportFormat, ExportPrecision
 from setr.arguments.typed import checked
 from setr.data.dataset import Dataset
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.evaluation import grid_size
 from setr.exporting.export_check import compare, compare_accuracy, require_accuracy
 from setr.exporting.graphs import DTYPES, Graph, Head, trace
@@ -159,17 +159,16 @@ def check_request(path: Path, format: str, precision: str, *, calibrated: bool) 
             no labelled split for one that needs it, or a package that is not installed.
     """
     if path.suffix != SUFFIX[format]:
-        raise SetrError(f"-o {path}: {format} files end in {SUFFIX[format]}", code=USAGE)
+        raise UsageError(f"-o {path}: {format} files end in {SUFFIX[format]}")
     if path.is_dir():
-        raise SetrError(f"-o {path}: is a folder; give the name of a file", code=USAGE)
+        raise UsageError(f"-o {path}: is a folder; give the name of a file")
     if precision not in PRECISIONS[format]:
         known = ", ".join(PRECISIONS[format])
-        raise SetrError(f"--precision {precision}: {format} files have {known}", code=USAGE)
+        raise UsageError(f"--precision {precision}: {format} files have {known}")
     if precision != "fp32" and not calibrated:
-        raise SetrError(
+        raise UsageError(
             f"--precision {precision}: give --calibration DATA, labelled images on which the mIoU "
-            "must not fall by more than half a point",
-            code=USAGE,
+            "must not fall by more than half a point"
         )
     if precision == "int8":
         import_extra("nncf", "openvino", "--precision int8")

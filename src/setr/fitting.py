@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from setr.data.dataset import Dataset
 from setr.data.sampling import evenly_spaced
-from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.errors import DataError, SetrError
 from setr.exporting.runtime import ExportedModel
 from setr.model import SETR
 from setr.model_info import ModelInfo, require_own
@@ -13,30 +13,25 @@ from setr.model_info import ModelInfo, require_own
 def require_fit(model: SETR | ExportedModel, info: ModelInfo, dataset: Dataset) -> None:
     """Raise an error if a split has no images, or other classes or channels than the model."""
     if not len(dataset):
-        raise SetrError(
-            f"split '{dataset.split}' of {dataset.name} has no images", code=DATA_CHECK_FAILED
-        )
+        raise DataError(f"split '{dataset.split}' of {dataset.name} has no images")
     require_own(model, info)
     if dataset.channels != len(info.mean):
-        raise SetrError(
+        raise DataError(
             f"the model takes {len(info.mean)} channels but the images of {dataset.name} have "
-            f"{dataset.channels}; name as many under 'bands' in its data.yaml",
-            code=DATA_CHECK_FAILED,
+            f"{dataset.channels}; name as many under 'bands' in its data.yaml"
         )
     ours, theirs = info.labels.classes, dataset.labels.classes
     if len(theirs) != model.num_classes:
-        raise SetrError(
+        raise DataError(
             f"the model has {model.num_classes} classes but {dataset.name} has {len(theirs)}; they "
-            "must be equal",
-            code=DATA_CHECK_FAILED,
+            "must be equal"
         )
     for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         if a.casefold().strip() != b.casefold().strip():
-            raise SetrError(
+            raise DataError(
                 f"class {number} is '{a}' in the model but '{b}' in {dataset.name}; the classes "
                 "must be the same, in the same order (edit 'classes' and 'label_map' of the data; "
-                "`setr convert CHECKPOINT --labels NAME` names those of a checkpoint)",
-                code=DATA_CHECK_FAILED,
+                "`setr convert CHECKPOINT --labels NAME` names those of a checkpoint)"
             )
 
 
@@ -54,4 +49,4 @@ def require_labelled(model: SETR | ExportedModel, info: ModelInfo, dataset: Data
             problems.append(error)
         else:
             return
-    raise SetrError(str(problems[0]), code=DATA_CHECK_FAILED)
+    raise DataError(str(problems[0]))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from setr.arguments.typed import checked
-from setr.errors import USAGE, SetrError, first_line
+from setr.errors import SetrError, UsageError, first_line
 from setr.layers.low_rank import merged_state
 from setr.model import SETR
 from setr.model_info import FORMAT, ModelInfo, as_tuple, describe, read_info
@@ -52,9 +52,8 @@ def save_pretrained(
     merged = merged_state(state or model.state_dict())
     tensors = {k.replace("_orig_mod.", ""): v.detach().contiguous() for k, v in merged.items()}
     if not isinstance(info, ModelInfo):
-        raise SetrError(
-            f"info is a {type(info).__name__}: give setr.ModelInfo(labels=setr.Labels((…)))",
-            code=USAGE,
+        raise UsageError(
+            f"info is a {type(info).__name__}: give setr.ModelInfo(labels=setr.Labels((…)))"
         )
     values = describe(model, info)
     _require_described(model, tensors)
@@ -74,9 +73,7 @@ def _unwrapped(model: nn.Module) -> SETR:
     while not isinstance(inner, SETR):
         found = getattr(inner, "_orig_mod", getattr(inner, "module", None))
         if not isinstance(found, nn.Module):
-            raise SetrError(
-                f"{type(model).__name__}: give a model of setr.create_model", code=USAGE
-            )
+            raise UsageError(f"{type(model).__name__}: give a model of setr.create_model")
         inner = found
     return inner
 
@@ -87,10 +84,9 @@ def _require_described(model: SETR, tensors: dict[str, Tensor]) -> None:
         rebuilt = SETR(**model.arguments).state_dict()
     for name in sorted(rebuilt.keys() ^ tensors.keys()) or rebuilt:
         if name not in tensors or name not in rebuilt or tensors[name].shape != rebuilt[name].shape:
-            raise SetrError(
+            raise UsageError(
                 f"{name}: is not as the model's arguments build it, so the folder could not be "
-                "loaded; save a model with your own modules by torch.save(model.state_dict(), …)",
-                code=USAGE,
+                "loaded; save a model with your own modules by torch.save(model.state_dict(), …)"
             )
 
 
@@ -137,8 +133,8 @@ def require_named(source: str | Path) -> None:
     """Refuse a source that is neither a local path nor a repository name of the Hub."""
     require_alive(source)
     if not Path(source).exists() and not is_repository(str(source)):
-        raise SetrError(
-            f"{source}: no such model directory; `setr train` or `setr demo` makes one", code=USAGE
+        raise UsageError(
+            f"{source}: no such model directory; `setr train` or `setr demo` makes one"
         )
 
 
@@ -196,7 +192,7 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
         why = "is this a model directory?"
         if (folder / "config.yaml").is_file():
             why = "a run gets its model with its first test, at the latest when training ends"
-        raise SetrError(f"{folder}: no config.json; {why}", code=USAGE) from None
+        raise UsageError(f"{folder}: no config.json; {why}") from None
     except BROKEN as error:
         raise SetrError(f"{config}: broken ({error!r:.120})") from None
     except SetrError as error:

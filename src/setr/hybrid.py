@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from setr.encoder import Encoder
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.layers.backbone import Backbone, require_taps
 from setr.layers.timm_vit import require_architecture
 
@@ -48,10 +48,9 @@ class ResNetEncoder(Backbone):
         super().__init__()
         self.net = _create_resnet(name, taps, output_stride, **timm_args)
         if not hasattr(self.net, "layer1"):
-            raise SetrError(
+            raise UsageError(
                 f"encoder '{name}': its stages are not called layer1 to layer4; choose a plain "
-                "ResNet, for example resnet50 or resnet101c",
-                code=USAGE,
+                "ResNet, for example resnet50 or resnet101c"
             )
         self.taps = tuple(taps)
         self.widths = self.net.feature_info.channels()
@@ -103,9 +102,7 @@ def _create_resnet(name: str, taps: tuple[int, ...], output_stride: int, **timm_
 
     if not timm.is_model(name) or not name.startswith("resnet"):
         near = ", ".join(timm.list_models("resnet*")[:3])
-        raise SetrError(
-            f"encoder '{name}' is not a timm ResNet; choose one, such as {near}", code=USAGE
-        )
+        raise UsageError(f"encoder '{name}' is not a timm ResNet; choose one, such as {near}")
     require_taps(taps, name, "stages", count=4)
     require_architecture(timm_args)
     try:
@@ -118,4 +115,4 @@ def _create_resnet(name: str, taps: tuple[int, ...], output_stride: int, **timm_
             **timm_args,
         )
     except AssertionError:
-        raise SetrError(f"output_stride {output_stride}: give 8, 16 or 32", code=USAGE) from None
+        raise UsageError(f"output_stride {output_stride}: give 8, 16 or 32") from None

@@ -18,7 +18,7 @@ from setr.data.fold_draft import draft_folds, grouped_lists, groups_of
 from setr.data.found_pairs import find_pairs
 from setr.data.split_draft import MaskPair, draft_lists, known_split
 from setr.data.tile_folder import TILES, TileFolder
-from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_few
+from setr.errors import DATA_CHECK_FAILED, SetrError, UsageError, first_few
 from setr.outlines.binary_masks import binary_masks
 from setr.outlines.class_masks import chosen_class_masks, class_masks
 from setr.outlines.files import find_outlines
@@ -99,10 +99,10 @@ def draft(
     """
     if bool(images) != bool(masks):
         given, other = ("images", "masks") if images else ("masks", "images")
-        raise SetrError(f"--{given} {images or masks}: give --{other}, too", code=USAGE)
+        raise UsageError(f"--{given} {images or masks}: give --{other}, too")
     if tile and (group_by or folds):
         option = f"--group-by {group_by}" if group_by else f"--folds {folds}"
-        raise SetrError(f"{option}: is not for --tile, which chooses blocks of tiles", code=USAGE)
+        raise UsageError(f"{option}: is not for --tile, which chooses blocks of tiles")
     covering = tuple(filter(None, map(str.strip, order.split(","))))
     asked = _Asked(
         val_share, rest, name, class_key, images, masks, threshold, covering, group_by, folds
@@ -199,10 +199,9 @@ def _draft_outlines(
 def _refuse_class_key(root: Path, asked: _Asked, kind: str) -> None:
     """Refuse a class key that would have no effect."""
     if asked.class_key:
-        raise SetrError(
+        raise UsageError(
             f"--class-key {asked.class_key}: is for GeoJSON, Shapefile, GeoPackage and VIA, and "
-            f"{root} has {kind}; leave it out",
-            code=USAGE,
+            f"{root} has {kind}; leave it out"
         )
 
 
@@ -217,11 +216,10 @@ def _refuse_no_effect(
     share = f"--val-share {asked.val_share}" if asked.val_share != VAL_SHARE else ""
     option = share or (asked.group_by and f"--group-by {asked.group_by}")
     if share and asked.folds:
-        raise SetrError(f"{share}: has no effect beside --folds; leave it out", code=USAGE)
+        raise UsageError(f"{share}: has no effect beside --folds; leave it out")
     if option and both and not asked.folds:
-        raise SetrError(
-            f"{option}: has no effect, because {root} has images for validation; leave it out",
-            code=USAGE,
+        raise UsageError(
+            f"{option}: has no effect, because {root} has images for validation; leave it out"
         )
 
 
@@ -231,16 +229,14 @@ def _draft_masks(root: Path, asked: _Asked, tiles: TileFolder | None) -> Draft:
     _refuse_class_key(root, asked, "masks")
     _refuse_no_effect(root, asked, [image for image, _ in found.pairs], found.splits)
     if asked.rest != REST:
-        raise SetrError(
+        raise UsageError(
             f"--rest {asked.rest}: is for outlines and masks of one class each, and {root} has "
-            "masks of all classes; leave it out, and map their ids in data.yaml",
-            code=USAGE,
+            "masks of all classes; leave it out, and map their ids in data.yaml"
         )
     if asked.order:
-        raise SetrError(
+        raise UsageError(
             f"--order {','.join(asked.order)}: is for outlines and masks of one class each, and "
-            f"{root} has masks of all classes; leave it out",
-            code=USAGE,
+            f"{root} has masks of all classes; leave it out"
         )
     notes = [_left_out(found.unpaired, len(found.pairs), "mask")]
     pairs, what = found.pairs, "pairs found"

@@ -21,7 +21,7 @@ import numpy as np
 
 from setr.arguments.typed import plain
 from setr.colours import Colour, as_colour, draw_colours, hex_colour, packed_colours
-from setr.errors import USAGE, SetrError, nearest
+from setr.errors import SetrError, UsageError, nearest
 
 IGNORE = 255
 """Training id of pixels that are ignored by losses and metrics."""
@@ -51,8 +51,8 @@ class Labels:
     def __post_init__(self) -> None:
         given = self.classes
         if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
-            raise SetrError(
-                f"classes {given!r:.100}: give the names one by one, as ('road', 'car')", code=USAGE
+            raise UsageError(
+                f"classes {given!r:.100}: give the names one by one, as ('road', 'car')"
             )
         classes = tuple(map(str, given))
         K = len(classes)
@@ -278,9 +278,7 @@ def known_labels(name: str) -> Labels:
     """
     base, _, encoding = name.partition(":")
     if base not in known_datasets():
-        raise SetrError(
-            f"data set '{base}' is unknown; known: {', '.join(known_datasets())}", code=USAGE
-        )
+        raise UsageError(f"data set '{base}' is unknown; known: {', '.join(known_datasets())}")
     text = (resources.files("setr") / "data" / f"{base}.json").read_text(encoding="utf-8")
     values = json.loads(text)
     if encoding:

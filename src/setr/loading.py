@@ -11,7 +11,7 @@ import torch
 from setr.arguments.choices import OddSizes, Precision
 from setr.arguments.typed import require_known
 from setr.bands import Range
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.evaluation import checked_info
 from setr.labels import Labels
 from setr.model import SETR
@@ -90,17 +90,15 @@ def load(
     if isinstance(source, SETR):
         return Predictor(source, checked_info(info), device=device, **given, **foreign)
     if info is not None or not isinstance(source, str | os.PathLike):
-        raise SetrError(
+        raise UsageError(
             f"{source if info is not None else type(source).__name__}: give the path or name of a "
-            "model, which has its own info, or a SETR model with info=",
-            code=USAGE,
+            "model, which has its own info, or a SETR model with info="
         )
     model, info = open_trained(source, device=device, revision=revision, foreign=foreign)
     if isinstance(model, SETR):
         return Predictor(model, info, device=device, **given)
     if given.pop("precision", "auto") not in ("auto", model.precision):
-        raise SetrError(
-            f"{source}: was exported in {model.precision}; leave --precision out, or export again",
-            code=USAGE,
+        raise UsageError(
+            f"{source}: was exported in {model.precision}; leave --precision out, or export again"
         )
     return Predictor(model, info, device="cpu", precision="fp32", **given)

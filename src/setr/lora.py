@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from setr.encoder import Encoder
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.layers.low_rank import LowRank
 from setr.model import SETR
 
@@ -30,13 +30,9 @@ def add_lora(model: SETR, rank: int) -> None:
     """
     encoder = model.encoder
     if not isinstance(encoder, Encoder):
-        raise SetrError(
-            f"lora_rank {rank}: {model.arguments['encoder']} has no attention layers", code=USAGE
-        )
+        raise UsageError(f"lora_rank {rank}: {model.arguments['encoder']} has no attention layers")
     if not 1 <= rank <= encoder.channels:
-        raise SetrError(
-            f"lora_rank {rank}: give 1 to the encoder's width {encoder.channels}", code=USAGE
-        )
+        raise UsageError(f"lora_rank {rank}: give 1 to the encoder's width {encoder.channels}")
     layers = [
         layer
         for block in encoder.stages()
@@ -44,15 +40,12 @@ def add_lora(model: SETR, rank: int) -> None:
         if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in ATTENTION_LAYERS
     ]
     if not layers:
-        raise SetrError(
+        raise UsageError(
             f"lora_rank {rank}: {model.arguments['encoder']} has none of the layers "
-            f"{', '.join(ATTENTION_LAYERS)}; use another encoder, or model.freeze",
-            code=USAGE,
+            f"{', '.join(ATTENTION_LAYERS)}; use another encoder, or model.freeze"
         )
     if any(parametrize.is_parametrized(layer) for layer in layers):
-        raise SetrError(
-            f"lora_rank {rank}: the model already has LoRA; create a new model", code=USAGE
-        )
+        raise UsageError(f"lora_rank {rank}: the model already has LoRA; create a new model")
     added = [LowRank(layer.weight, rank) for layer in layers]
     for layer, low_rank in zip(layers, added, strict=True):
         parametrize.register_parametrization(layer, "weight", low_rank)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from setr.arguments.choices import LossKind
 from setr.distributed import say
-from setr.errors import USAGE, SetrError, first_line
+from setr.errors import UsageError, first_line
 from setr.kernels.region_losses import (
     counted_target,
     hard_target,
@@ -171,10 +171,10 @@ def segmentation_loss(
             on a CPU are ids looked at: on a GPU this would wait for it, and they go unnoticed.
     """
     if kind not in get_args(LossKind):
-        raise SetrError(f"kind {kind!r}: give {', '.join(get_args(LossKind))}", code=USAGE)
+        raise UsageError(f"kind {kind!r}: give {', '.join(get_args(LossKind))}")
     if isinstance(output, MaskOutput):
         if kind != "cross_entropy":
-            raise SetrError(f"kind {kind!r}: EoMT has a loss of its own; leave it out", code=USAGE)
+            raise UsageError(f"kind {kind!r}: EoMT has a loss of its own; leave it out")
         # (B, K, Q): "no object" is not a class of the target
         of_classes = output.stages[-1].classes[..., :-1].transpose(1, 2)
         _require_shapes(of_classes, output, target, weight)
@@ -183,10 +183,9 @@ def segmentation_loss(
         size = tuple(getattr(target, "shape", ()))[-2:]
         output = Output(output, [], size)  # checked next
     if not isinstance(output, Output):
-        raise SetrError(
+        raise UsageError(
             f"output {type(output).__name__}: give what model(images, with_aux=True) returns, or "
-            "logits (B, K, h, w)",
-            code=USAGE,
+            "logits (B, K, h, w)"
         )
     _require_shapes(output.logits, output, target, weight)
     if normalizer is None:
@@ -212,7 +211,7 @@ def _require_shapes(
     """Refuse what would be counted against other pixels, images or classes."""
     if not isinstance(target, Tensor) or target.is_floating_point():
         what = f"{target.dtype}" if isinstance(target, Tensor) else type(target).__name__
-        raise SetrError(f"target {what}: give a tensor of ids, of an integer type", code=USAGE)
+        raise UsageError(f"target {what}: give a tensor of ids, of an integer type")
     B, K = logits.shape[:2]
     given = tuple(target.shape[-2:])
     if output.image_size is None:
@@ -223,22 +222,20 @@ def _require_shapes(
         fits, known = given == output.image_size, ""
     if target.ndim != 3 or len(target) != B or not fits:
         H, W = output.image_size or output.size
-        raise SetrError(
+        raise UsageError(
             f"target {tuple(target.shape)}: give ids (B, H, W) of the {B} images, at their size "
-            f"({H}x{W}{known})",
-            code=USAGE,
+            f"({H}x{W}{known})"
         )
     if weight is not None and (not isinstance(weight, Tensor) or weight.shape != (K,)):
         shown = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-        raise SetrError(f"weight {shown}: give one for each of {K} classes, a tensor", code=USAGE)
+        raise UsageError(f"weight {shown}: give one for each of {K} classes, a tensor")
     if target.device.type == "cpu":
         ids = target if target.dtype == torch.uint8 else target.long()
         strange = (ids >= K) & (ids != IGNORE) | (ids < 0)
         if strange.any():
-            raise SetrError(
+            raise UsageError(
                 f"target has id {ids[strange][0].item()}: the output has {K} classes; give 0 to "
-                f"{K - 1}, and {IGNORE} to ignore",
-                code=USAGE,
+                f"{K - 1}, and {IGNORE} to ignore"
             )
 
 

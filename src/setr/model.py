@@ -20,7 +20,7 @@ from setr.arguments.elsewhere import require_own_keywords
 from setr.arguments.typed import checked
 from setr.catalog import DecoderName, model_settings, name_with
 from setr.decoders import UpsampleHead
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.layers.mask_classifier import MaskClassifier, MaskOutput, Masks
 from setr.layers.outputs import Features as Features
 from setr.layers.outputs import Output as Output
@@ -161,10 +161,9 @@ class SETR(nn.Module):
             not images.is_floating_point()
         ):
             given = f"{tuple(images.shape)} {images.dtype}" if is_tensor else type(images).__name__
-            raise SetrError(
+            raise UsageError(
                 f"images {given}: give normalised floats (B, {channels}, H, W), as "
-                "setr.inference.normalize makes them; setr.load(…).predict takes pictures",
-                code=USAGE,
+                "setr.inference.normalize makes them; setr.load(…).predict takes pictures"
             )
 
     def _mask_output(self, images: Tensor, decoder: MaskClassifier) -> MaskOutput:
@@ -264,7 +263,7 @@ def create_model(
     """
     require_own_keywords(arguments)
     if in_chans < 1:
-        raise SetrError(f"in_chans {in_chans}: give at least one channel", code=USAGE)
+        raise UsageError(f"in_chans {in_chans}: give at least one channel")
     encoder_args = {**(arguments.pop("encoder_args", None) or {})}
     if in_chans != 3:
         encoder_args["in_chans"] = in_chans
@@ -279,10 +278,9 @@ def create_model(
     )
     own, decoder = settings["decoder"], arguments.get("decoder", settings["decoder"])
     if decoder != own and decoder in get_args(DecoderName):
-        raise SetrError(
+        raise UsageError(
             f"decoder '{decoder}': {name} has the decoder {own}; create "
-            f"'{name_with(decoder, name)}'",
-            code=USAGE,
+            f"'{name_with(decoder, name)}'"
         )
     if not aux:
         settings["aux_taps"] = ()
@@ -292,10 +290,7 @@ def create_model(
         settings[key] = given
     model = SETR(num_classes=num_classes, img_size=img_size, **settings)
     if pretrained_resnet and not settings.get("resnet"):
-        raise SetrError(
-            f"pretrained_resnet: {name} has no ResNet stem; give pretrained= instead",
-            code=USAGE,
-        )
+        raise UsageError(f"pretrained_resnet: {name} has no ResNet stem; give pretrained= instead")
     if pretrained is True:
         pretrained = default_tag(settings["encoder"])
     if pretrained:

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from setr.arguments.typed import check_fields, typed
 from setr.bands import Bands
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.labels import Labels
 from setr.model import SETR
 from setr.protocols import Protocol
@@ -52,9 +52,9 @@ class ModelInfo:
     def __post_init__(self) -> None:
         check_fields(self)
         if not all(0 < deviation < math.inf for deviation in self.std):
-            raise SetrError(f"std {self.std}: give positive numbers", code=USAGE)
+            raise UsageError(f"std {self.std}: give positive numbers")
         if self.crop_size and min(self.crop_size) < 1:
-            raise SetrError(f"crop_size {self.crop_size}: give positive pixels", code=USAGE)
+            raise UsageError(f"crop_size {self.crop_size}: give positive pixels")
 
 
 _PLAIN_FIELDS = (
@@ -66,9 +66,8 @@ def require_own(model: Any, info: ModelInfo) -> None:
     """Refuse labels, a mean, std or bands whose number is not the model's classes or channels."""
     K, num_classes = len(info.labels.classes), getattr(model, "num_classes", None)
     if num_classes not in (None, K):
-        raise SetrError(
-            f"labels of {K} classes: the model has {num_classes}; give ModelInfo one name for each",
-            code=USAGE,
+        raise UsageError(
+            f"labels of {K} classes: the model has {num_classes}; give ModelInfo one name for each"
         )
     channels = getattr(getattr(model, "encoder", None), "in_chans", len(info.mean))
     given = {
@@ -78,10 +77,9 @@ def require_own(model: Any, info: ModelInfo) -> None:
     }
     for name, values in given.items():
         if values is not None and len(values) != channels:
-            raise SetrError(
+            raise UsageError(
                 f"{name} {values}: the model takes {channels} channels; give ModelInfo one value "
-                "for each",
-                code=USAGE,
+                "for each"
             )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.exporting.runtime import SUFFIXES, ExportedModel, open_exported
 from setr.hub import from_pretrained, model_folder
 from setr.model import SETR
@@ -42,10 +42,9 @@ def open_trained(
     if is_url(source):
         source = str(fetched(source))
     if Path(source).suffix == ".pt2":
-        raise SetrError(
+        raise UsageError(
             f"{source}: a torch.export file is for programs without setr; load the model it was "
-            "made from, or an .onnx or .xml export",
-            code=USAGE,
+            "made from, or an .onnx or .xml export"
         )
     is_exported = Path(source).suffix in SUFFIXES
     if not is_exported and not Path(source).is_file():
@@ -54,9 +53,8 @@ def open_trained(
         model, info, _ = convert_foreign(source, **(foreign or {}))
         return model, info
     if foreign:
-        raise SetrError(
+        raise UsageError(
             f"{next(iter(foreign))}: is for checkpoints of other code, and {source} is none; leave "
-            "it out",
-            code=USAGE,
+            "it out"
         )
     return open_exported(Path(source), str(device)) if is_exported else from_pretrained(source)

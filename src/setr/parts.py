@@ -15,7 +15,7 @@ from setr.baselines import FCN, FPNNeck, SemanticFPN, require_pyramid
 from setr.catalog import DecoderName
 from setr.decoders import MLA, PUP, MLANeck, Naive, PointwiseHead, UpsampleHead
 from setr.encoder import Encoder
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.hybrid import ResNetEncoder, hybrid_encoder
 from setr.labels import IGNORE
 from setr.layers.backbone import Backbone
@@ -65,34 +65,26 @@ def require_fitting(given: Mapping[str, Any]) -> None:
     """
     num_classes, decoder, encoder = given["num_classes"], given["decoder"], given["encoder"]
     if not 1 <= num_classes <= IGNORE:
-        raise SetrError(f"num_classes {num_classes}: ids are 8-bit; give 1 to {IGNORE}", code=USAGE)
+        raise UsageError(f"num_classes {num_classes}: ids are 8-bit; give 1 to {IGNORE}")
     if decoder not in DECODERS:
-        raise SetrError(
-            f"decoder '{decoder}' is unknown; choose from {', '.join(DECODERS)}", code=USAGE
-        )
+        raise UsageError(f"decoder '{decoder}' is unknown; choose from {', '.join(DECODERS)}")
     choices = {"pos_interp": PosInterp, "prefix_tokens": PrefixTokens, "odd_sizes": OddSizes}
     for name, known in choices.items():
         if given[name] not in get_args(known):
-            raise SetrError(
-                f"{name} {given[name]!r}: give {' or '.join(get_args(known))}", code=USAGE
-            )
+            raise UsageError(f"{name} {given[name]!r}: give {' or '.join(get_args(known))}")
     if not set(given["aux_taps"]) <= set(given["taps"]):
-        raise SetrError(
-            f"aux_taps {given['aux_taps']}: must be among the taps {given['taps']}", code=USAGE
-        )
+        raise UsageError(f"aux_taps {given['aux_taps']}: must be among the taps {given['taps']}")
     if decoder == "eomt":
         reads = (given["encoder_args"] or {}).get("readout", "ignore") != "ignore"
         if given["resnet"] or given["aux_taps"] or given["patch_stride"] or reads:
-            raise SetrError(
-                "resnet, aux_taps, patch_stride, readout: EoMT has none of them; leave them out",
-                code=USAGE,
+            raise UsageError(
+                "resnet, aux_taps, patch_stride, readout: EoMT has none of them; leave them out"
             )
         _require_place_for_queries(encoder)
     positioned = given["pos_interp"] != "bicubic" or given["prefix_tokens"] != "keep"
     if decoder in _CONVOLUTIONAL and (positioned or given["patch_stride"]):
-        raise SetrError(
-            f"pos_interp, prefix_tokens, patch_stride: {encoder} has none of them; leave them out",
-            code=USAGE,
+        raise UsageError(
+            f"pos_interp, prefix_tokens, patch_stride: {encoder} has none of them; leave them out"
         )
 
 
@@ -108,10 +100,9 @@ def _require_place_for_queries(encoder: str) -> None:
     if has_talking_heads(encoder) or encoder.startswith("deepseek_vit_"):
         why = "its blocks take no masks, which EoMT's attention needs"
     if why:
-        raise SetrError(
+        raise UsageError(
             f"encoder '{encoder}': {why}; choose another encoder, for example "
-            "vit_base_patch14_reg4_dinov2",
-            code=USAGE,
+            "vit_base_patch14_reg4_dinov2"
         )
 
 

@@ -20,7 +20,7 @@ from setr.arguments.choices import Precision
 from setr.arguments.elsewhere import HintsAtNames
 from setr.arguments.typed import checked
 from setr.bands import Bands, Range, as_rgb
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.evaluation import resolve_protocol
 from setr.exporting.runtime import ExportedModel
 from setr.inference import NormalizedImages, predict_mask, predict_scores
@@ -95,7 +95,7 @@ class Predictor(PlacedModel, HintsAtNames):
         value_range: Range | None = None,
     ) -> None:
         if window is not None and window < 1:
-            raise SetrError(f"window {window}: give pixels from 1", code=USAGE)
+            raise UsageError(f"window {window}: give pixels from 1")
         require_own(model, info)
         super().__init__(model.eval(), device, precision)
         views = {"scales": None if scales is None else tuple(scales), "flip": flip}
@@ -142,16 +142,14 @@ class Predictor(PlacedModel, HintsAtNames):
                 type.
         """
         if is_live(source) or is_video(source):
-            raise SetrError(
+            raise UsageError(
                 f"{without_password(str(source))}: is a video; predict_all gives the result of "
-                "each frame, `setr predict` writes its overlay",
-                code=USAGE,
+                "each frame, `setr predict` writes its overlay"
             )
         if isinstance(source, list | tuple):
-            raise SetrError(
+            raise UsageError(
                 f"a {type(source).__name__}: predict takes one image; predict_all takes several, "
-                "predict_batch those of one size in one pass",
-                code=USAGE,
+                "predict_batch those of one size in one pass"
             )
         if is_georeferenced(source):
             return self._predict_raster(self.reads.open_raster(source, bands or (), value_range))
@@ -169,7 +167,7 @@ class Predictor(PlacedModel, HintsAtNames):
             SetrError: as `predict`; also if the sizes differ.
         """
         if isinstance(sources, str | bytes | os.PathLike):
-            raise SetrError("predict_batch takes a list of images; predict takes one", code=USAGE)
+            raise UsageError("predict_batch takes a list of images; predict takes one")
         return self._predict_batch(list(sources), self.bands)
 
     def _predict_batch(self, sources: Sequence[Any], bands: Bands | None) -> list[Result]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from setr.arguments.typed import check_fields
-from setr.errors import USAGE, SetrError, nearest
+from setr.errors import SetrError, UsageError, nearest
 from setr.labels import Labels, known_name
 from setr.reading.pillow import MAX_PIXELS
 
@@ -57,28 +57,27 @@ class Protocol:
     def __post_init__(self) -> None:
         check_fields(self)
         if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
-            raise SetrError(f"scales {self.scales}: give one or more positive factors", code=USAGE)
+            raise UsageError(f"scales {self.scales}: give one or more positive factors")
         if self.window and min(self.window) < 1:
-            raise SetrError(f"window {self.window}: give positive pixels", code=USAGE)
+            raise UsageError(f"window {self.window}: give positive pixels")
         if (
             self.window
             and self.stride
             and not all(0 < s <= w for s, w in zip(self.stride, self.window, strict=True))
         ):
-            raise SetrError(
+            raise UsageError(
                 f"stride {self.stride}: must be between 1 and the window {self.window}, or pixels "
-                "would be skipped; give the stride with the window",
-                code=USAGE,
+                "would be skipped; give the stride with the window"
             )
         for name in ("stride", "fill_window", "blend"):
             if getattr(self, name) and not self.window:
-                raise SetrError(f"{name} needs a window: give a window too", code=USAGE)
+                raise UsageError(f"{name} needs a window: give a window too")
         if self.long_side is not None and self.short_side is None:
-            raise SetrError("long_side limits the scaling to short_side: give that too", code=USAGE)
+            raise UsageError("long_side limits the scaling to short_side: give that too")
         for name in ("short_side", "long_side"):
             side = getattr(self, name)
             if side is not None and side < 1:
-                raise SetrError(f"{name} {side}: give positive pixels", code=USAGE)
+                raise UsageError(f"{name} {side}: give positive pixels")
 
     def view_size(self, H: int, W: int, scale: float) -> tuple[int, int]:
         """(height, width) in pixels of an H x W image at one of the scales.
@@ -218,10 +217,9 @@ def preset(
     if base not in PRESETS or (dataset and dataset not in _PAPER):
         near = nearest(base, PRESETS)
         hint = f"did you mean '{near}'? " if near and base not in PRESETS else ""
-        raise SetrError(
+        raise UsageError(
             f"protocol '{name}' is unknown; {hint}known: {', '.join(PRESETS)}, with "
-            f":{', :'.join(_PAPER)} for that data set's sizes",
-            code=USAGE,
+            f":{', :'.join(_PAPER)} for that data set's sizes"
         )
     known = known_name(labels) if labels else None
     own_sizes = grid is None and base.startswith("mmseg")

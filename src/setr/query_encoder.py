@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from setr.encoder import Encoder
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.layers.adapted_vit import rope_by_block
 
 Guide = Callable[[Tensor, Tensor], Tensor]
@@ -56,10 +56,9 @@ class QueryEncoder(Encoder):
             self.vit.norm.eps = arguments["norm_eps"]
         depth = len(self.vit.blocks)
         if len(taps) > 1 or not 1 <= query_blocks <= depth:
-            raise SetrError(
+            raise UsageError(
                 f"taps {taps}, query_blocks {query_blocks}: give the last block as the only tap, "
-                f"and 1 to {depth} query blocks",
-                code=USAGE,
+                f"and 1 to {depth} query blocks"
             )
         self.num_query_blocks = query_blocks
         self.mask_probability = torch.zeros(query_blocks, device="cpu")

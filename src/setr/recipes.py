@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from setr.arguments.typed import checked
 from setr.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.modern_recipes import FINE_TUNING, crop_windows, modern_recipes
 from setr.paper import paper_config
 from setr.paper_tables import describe, systems
@@ -40,9 +40,7 @@ def recipe(name: str) -> Config:
         ours = name.lower().replace("-", "_")  # the names' style
         near = difflib.get_close_matches(ours, list_recipes(), 3, cutoff=0.3)
         nearest = f"; nearest: {', '.join(near)}" if near else ""
-        raise SetrError(
-            f"recipe '{name}' is unknown{nearest} (`setr recipes` lists all)", code=USAGE
-        )
+        raise UsageError(f"recipe '{name}' is unknown{nearest} (`setr recipes` lists all)")
     build, _ = _RECIPES[name]
     return replace(build(), recipe=name, out=f"runs/{name}")
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from setr.arguments.elsewhere import HintsAtNames
 from setr.arguments.typed import checked
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.images import encode_png
 from setr.labels import Labels
 from setr.pages.montage import shrunk
@@ -194,7 +194,7 @@ class Result(HintsAtNames):
             SetrError: another opacity, or a name that no class has.
         """
         if not 0 <= opacity <= 1:
-            raise SetrError(f"opacity {opacity:g}: give 0 to 1", code=USAGE)
+            raise UsageError(f"opacity {opacity:g}: give 0 to 1")
         ids = chosen_ids(classes, self.labels.classes)
         blended = cv2.addWeighted(self.image, 1 - opacity, self.color(), opacity, 0)
         return shown_only(blended, self.image, self.mask, ids) if classes else blended

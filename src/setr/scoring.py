@@ -15,7 +15,7 @@ import yaml
 
 from setr.arguments.choices import Absent
 from setr.data.data_yaml import DataLoader, labels_of
-from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_few, first_line
+from setr.errors import DataError, SetrError, UsageError, first_few, first_line
 from setr.labels import IGNORE, Labels, known_datasets, known_labels
 from setr.reading.files import composed, walk_images
 from setr.reading.masks import IdMaskError, read_mask
@@ -57,19 +57,16 @@ def score_labels(
     """
     if label_map is not None:
         if reduce_zero_label:
-            raise SetrError(
-                "--reduce-zero-label and --label-map both map ids: give one", code=USAGE
-            )
+            raise UsageError("--reduce-zero-label and --label-map both map ids: give one")
         labels = _read_map(label_map, num_classes)
         if num_classes not in (None, len(labels.classes)):
-            raise SetrError(
-                f"--num-classes {num_classes}: {label_map} has {len(labels.classes)} classes",
-                code=USAGE,
+            raise UsageError(
+                f"--num-classes {num_classes}: {label_map} has {len(labels.classes)} classes"
             )
         given = dict(labels.label_map or {})
     else:
         if num_classes is None:
-            raise SetrError("how many classes? give --num-classes or --label-map", code=USAGE)
+            raise UsageError("how many classes? give --num-classes or --label-map")
         labels = Labels(tuple(map(str, range(num_classes))))
         first = int(reduce_zero_label)
         given = {i + first: i for i in range(num_classes)}
@@ -79,12 +76,11 @@ def score_labels(
         return replace(labels, label_map={IGNORE: IGNORE, **given})
     invalid = [raw for raw in ignore if not 0 <= raw <= 65535]
     if invalid:
-        raise SetrError(f"--ignore-index {invalid[0]}: ids in files are 0 to 65535", code=USAGE)
+        raise UsageError(f"--ignore-index {invalid[0]}: ids in files are 0 to 65535")
     if ignore and labels.colour_map is not None:
-        raise SetrError(
+        raise UsageError(
             f"--ignore-index {ignore[0]}: the truth of {label_map} contains colours, not ids; map "
-            "colours to 'ignore' in its colour_map",
-            code=USAGE,
+            "colours to 'ignore' in its colour_map"
         )
     return replace(labels, label_map=given | dict.fromkeys(ignore, IGNORE))
 
@@ -99,20 +95,18 @@ def _read_map(source: str, num_classes: int | None) -> Labels:
         values = json_of(text) if path.suffix == ".json" else yaml_of(text, DataLoader)
     except OSError as error:
         known = ", ".join(known_datasets())
-        raise SetrError(f"{path}: {error.strerror}; known maps: {known}", code=USAGE) from None
+        raise UsageError(f"{path}: {error.strerror}; known maps: {known}") from None
     except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
-        raise SetrError(
-            f"{path}: not valid JSON or YAML ({first_line(error)})", code=USAGE
-        ) from None
+        raise UsageError(f"{path}: not valid JSON or YAML ({first_line(error)})") from None
     if not isinstance(values, dict):
-        raise SetrError(f"{path}: expected lines such as '7: 0'", code=USAGE)
+        raise UsageError(f"{path}: expected lines such as '7: 0'")
     if not values.keys() & {"classes", "names", "labels"}:
         targets = [v for v in values.values() if isinstance(v, int) and v != IGNORE]
         count = num_classes or max(targets, default=0) + 1
         values = {"classes": list(map(str, range(count))), "label_map": values}
     labels = labels_of(values, path)
     if labels is None:
-        raise SetrError(f"{path}: names no classes", code=USAGE)
+        raise UsageError(f"{path}: names no classes")
     return known_labels(labels) if isinstance(labels, str) else labels
 
 
@@ -154,10 +148,9 @@ def score_folders(
         try:
             ours = read_mask(pair[0], rgb=colours and not class_ids)
         except IdMaskError:
-            raise SetrError(
+            raise DataError(
                 f"{pair[0]}: contains one id per pixel, but the truth contains colours; if these "
-                "ids are class numbers from 0, add --class-ids",
-                code=DATA_CHECK_FAILED,
+                "ids are class numbers from 0, add --class-ids"
             ) from None
         except SetrError as error:
             return str(error)
@@ -166,16 +159,15 @@ def score_folders(
         except SetrError as error:
             return str(error)
         if ours.shape[:2] != real.shape[:2]:
-            raise SetrError(
+            raise DataError(
                 f"{pair[0]}: prediction is {ours.shape[1]}x{ours.shape[0]} but its truth "
-                f"{real.shape[1]}x{real.shape[0]}; resize it (nearest) before scoring",
-                code=DATA_CHECK_FAILED,
+                f"{real.shape[1]}x{real.shape[0]}; resize it (nearest) before scoring"
             )
         ids = ours if class_ids else labels.look_up(ours)
         try:
             real = labels.to_train_ids(real)
         except SetrError as error:
-            raise SetrError(f"{pair[1]}: {error}", code=DATA_CHECK_FAILED) from None
+            raise DataError(f"{pair[1]}: {error}") from None
         return np.where((ids >= 0) & (ids < K), ids, K).astype(np.uint8), real
 
     card = Scorecard(labels.classes, absent=absent)
@@ -205,10 +197,9 @@ def _pairs(
     ours, real = _by_stem(predictions, train_ids or class_ids), _by_stem(truth, train_ids)
     other = next((p for p in real.values() if p.stem.endswith(_TRAIN_IDS) and not train_ids), None)
     if other is not None:
-        raise SetrError(
+        raise DataError(
             f"{other}: contains training ids, but the map lists label ids; for training ids of "
-            "Cityscapes give --label-map cityscapes:train_ids",
-            code=DATA_CHECK_FAILED,
+            "Cityscapes give --label-map cityscapes:train_ids"
         )
     for stem in real:
         ids = stem.with_name(f"{stem.name}_ids")  # name of `setr predict --save ids`
@@ -216,10 +207,9 @@ def _pairs(
             ours.setdefault(stem, ours[ids])
     missing = [str(stem) for stem in real if stem not in ours]
     if missing:
-        raise SetrError(
+        raise DataError(
             f"{predictions}: no prediction for {len(missing)} of {len(real)} images of {truth}: "
-            f"{first_few(missing, 5)}",
-            code=DATA_CHECK_FAILED,
+            f"{first_few(missing, 5)}"
         )
     return [(ours[stem], path) for stem, path in real.items()]
 
@@ -227,7 +217,7 @@ def _pairs(
 def _by_stem(folder: Path, train_ids: bool) -> dict[Path, Path]:
     """Label images by their relative path without Cityscapes' and the format's suffixes."""
     if not folder.is_dir():
-        raise SetrError(f"{folder}: no such folder", code=USAGE)
+        raise UsageError(f"{folder}: no such folder")
     files = [folder / name for name in walk_images(folder)]
     kept, skipped = (_TRAIN_IDS, _IDS) if train_ids else (_IDS, _TRAIN_IDS)
     preferred = (path for path in files if path.stem.endswith(kept))
@@ -240,11 +230,10 @@ def _by_stem(folder: Path, train_ids: bool) -> dict[Path, Path]:
         for ending in _ENDINGS:
             stem = stem.with_name(stem.name.removesuffix(ending) or stem.name)
         if stem in found:
-            raise SetrError(
-                f"{folder}: {found[stem].name} and {path.name} are for the same image; keep one",
-                code=DATA_CHECK_FAILED,
+            raise DataError(
+                f"{folder}: {found[stem].name} and {path.name} are for the same image; keep one"
             )
         found[stem] = path
     if not found:
-        raise SetrError(f"{folder}: no label images in this folder", code=DATA_CHECK_FAILED)
+        raise DataError(f"{folder}: no label images in this folder")
     return found

@@ -18,7 +18,7 @@ import numpy as np
 from setr.arguments.typed import check_fields
 from setr.crop_window import CropWindow
 from setr.data.dataset import Mask, Pixels
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.labels import IGNORE
 
 PAD_COLOUR = (124, 116, 104)
@@ -69,7 +69,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         check_fields(self)
         if min(self.crop_size) < 1:
-            raise SetrError(f"crop_size {self.crop_size}: give positive pixels", code=USAGE)
+            raise UsageError(f"crop_size {self.crop_size}: give positive pixels")
 
     def __call__(
         self, image: Pixels, mask: Mask, rng: np.random.Generator

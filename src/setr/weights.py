@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from setr.arguments.choices import PosInterp
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.layers.low_rank import fit_low_rank
 from setr.weight_files.architecture import dialect_options, function_options
 from setr.weight_files.dialects import translate
@@ -92,12 +92,11 @@ def load_weights(
             types.
     """
     if not hasattr(model, "arguments"):
-        raise SetrError(f"{type(model).__name__}: give a model of setr.create_model", code=USAGE)
+        raise UsageError(f"{type(model).__name__}: give a model of setr.create_model")
     if not isinstance(source, str | os.PathLike):
-        raise SetrError(
+        raise UsageError(
             f"weights are a {type(source).__name__}: give a file; a state dict of this model loads "
-            "with its load_state_dict",
-            code=USAGE,
+            "with its load_state_dict"
         )
     file = read_tensor_file(Path(source))
     found = translate(file.tensors, str(source))
@@ -126,10 +125,9 @@ def match_weights(
         SetrError: they do not fit; see `load_weights`.
     """
     if found.dialect == DELTA:
-        raise SetrError(
+        raise UsageError(
             f"{source}: holds the differences between EoMT and DINOv3, not weights; make a model "
-            "of both, and give that: `setr convert FILE --pretrained lvd1689m -o DIR`",
-            code=USAGE,
+            "of both, and give that: `setr convert FILE --pretrained lvd1689m -o DIR`"
         )
     own = model.state_dict()
     named = found.whole or found.dialect == "setr"
@@ -167,9 +165,7 @@ def match_weights(
     if not partial:
         require_encoder(source, mismatched, absent, own, given, share)
     if head_mismatches and not new_head:
-        raise SetrError(
-            head_message(source, model.num_classes, head_mismatches, own, given), code=USAGE
-        )
+        raise UsageError(head_message(source, model.num_classes, head_mismatches, own, given))
     report = LoadReport(
         dialect=found.dialect,
         loaded=[n for n in state if n not in filled],
@@ -199,10 +195,9 @@ def _resampled(
     value = given[name]
     if name == POSITIONS:
         if found.dialect == "radio" and value.shape[1] != own[name].shape[1]:
-            raise SetrError(
+            raise UsageError(
                 f"{source}: RADIO resamples its positions in its own way; choose the encoder "
-                "naflexvit_*_radio_* that these weights belong to (--model.encoder)",
-                code=USAGE,
+                "naflexvit_*_radio_* that these weights belong to (--model.encoder)"
             )
         mode = pos_interp or model.encoder.pos_interp
         return fit_positions(model.encoder, value, given, mode, source)

@@ -18,7 +18,7 @@ from setr.data.class_tables import labels_by_id
 from setr.data.dataset import Dataset, Sample, require_size
 from setr.data.hub_rows import IMAGE_KEYS, MASK_KEYS
 from setr.data.pairs import NamedPairs, Numbers
-from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.errors import DataError, SetrError, UsageError
 from setr.labels import Labels, known_labels
 from setr.reading.arrays import as_image
 from setr.reading.masks import as_mask
@@ -70,16 +70,15 @@ def wrap_dataset(
     if hasattr(samples, "iloc") and hasattr(samples, "columns"):  # pandas; its index is columns
         samples = samples.to_dict("records")
     if isinstance(samples, Mapping) and 0 not in samples:
-        raise SetrError(
+        raise UsageError(
             f"{type(samples).__name__} of {', '.join(map(str, samples))}: give one of its splits, "
-            "or a list(…) of the samples",
-            code=USAGE,
+            "or a list(…) of the samples"
         )
     if not (hasattr(samples, "__len__") and hasattr(samples, "__getitem__")):
         raise _no_index(samples)
     split, bands = typed(str, split, "split"), typed(Bands | None, bands, "bands")
     if not len(samples):
-        raise SetrError(f"split '{split}' of {name} has no samples", code=DATA_CHECK_FAILED)
+        raise DataError(f"split '{split}' of {name} has no samples")
     labels = _labels(labels)
     try:
         mapped = isinstance(samples[0], Sample)
@@ -101,10 +100,9 @@ def wrap_dataset(
 
 
 def _no_index(samples: Any) -> SetrError:
-    return SetrError(
+    return UsageError(
         f"{type(samples).__name__}: has no length or no index; give a torch Dataset with "
-        "__len__ and __getitem__, or a list(…) of the samples",
-        code=USAGE,
+        "__len__ and __getitem__, or a list(…) of the samples"
     )
 
 
@@ -114,14 +112,13 @@ def _labels(given: Labels | Sequence[str] | Mapping[int, str] | str) -> Labels:
     if isinstance(given, str):
         return known_labels(given)
     if not isinstance(given, Mapping | Iterable):
-        raise SetrError(f"labels {given!r}: give the names of the classes", code=USAGE)
+        raise UsageError(f"labels {given!r}: give the names of the classes")
     if not isinstance(given, Mapping):
         listed = tuple(map(str, given))
         if "ignore" in listed:
-            raise SetrError(
+            raise UsageError(
                 "labels list 'ignore', which cannot be a class; give names by id, as "
-                f"{{{listed.index('ignore')}: 'ignore', …}}",
-                code=USAGE,
+                f"{{{listed.index('ignore')}: 'ignore', …}}"
             )
         return Labels(listed)
     return labels_by_id(given)
@@ -134,12 +131,11 @@ def _common_bands(samples: Any, labels: Labels, bands: Bands | None) -> Bands | 
         bands = bands or datasets[0].bands
         if dataset.bands != bands:
             given, found = (str(b) if b else "red, green and blue" for b in (bands, dataset.bands))
-            raise SetrError(f"{given}: the samples of {dataset.name} have {found}", code=USAGE)
+            raise UsageError(f"{given}: the samples of {dataset.name} have {found}")
         if dataset.labels.classes != labels.classes:
-            raise SetrError(
+            raise UsageError(
                 f"classes {', '.join(labels.classes)}: the samples of {dataset.name} have "
-                f"{', '.join(dataset.labels.classes)}; give its labels",
-                code=USAGE,
+                f"{', '.join(dataset.labels.classes)}; give its labels"
             )
     return bands
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from setr.errors import USAGE, SetrError, nearest
+from setr.errors import UsageError, nearest
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -120,7 +120,7 @@ def typed(hint: Any, value: Any, where: str) -> Any:
     shown = value if isinstance(value, str) else plain(value)
     shown = list(shown) if isinstance(shown, tuple) else shown
     wanted = " or ".join(dict.fromkeys(described(*members(kind)) for kind in kinds))
-    raise SetrError(f"{where}: {shown!r:.100}: give {wanted}", code=USAGE)
+    raise UsageError(f"{where}: {shown!r:.100}: give {wanted}")
 
 
 def _converted(hint: Any, value: Any) -> Any:

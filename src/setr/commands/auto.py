@@ -32,7 +32,7 @@ from setr.commands.shared import Data
 from setr.commands.train import Arguments as Training
 from setr.commands.train import parsed
 from setr.config import Config, DataConfig
-from setr.errors import FAILED, OK, USAGE, SetrError
+from setr.errors import FAILED, OK, SetrError, UsageError
 
 _SUFFIXES: dict[ExportFormat, str] = {"onnx": "model.onnx", "openvino": "model.xml",
                                       "torch": "model.pt2"}  # fmt: skip
@@ -78,7 +78,7 @@ def run(arguments: list[str]) -> int:
     own, settings = _split(arguments)
     for option, advice in _OURS.items():
         if option in typed_options(arguments):
-            raise SetrError(f"{option}: {advice}", code=USAGE)
+            raise UsageError(f"{option}: {advice}")
     _refuse_unknown(own)
     given = parse(Arguments, own, "auto")
     _require(given, settings)
@@ -124,7 +124,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
         words.append(word)
     if settings and (not arguments[0] or arguments[0].startswith("-")):
         first = arguments[0]
-        raise SetrError(f"auto needs the data before {first}: setr auto DATA {first} …", code=USAGE)
+        raise UsageError(f"auto needs the data before {first}: setr auto DATA {first} …")
     return own, settings
 
 
@@ -137,7 +137,7 @@ def _refuse_unknown(words: list[str]) -> None:
     message = unknown(words, flags_of(options_of(Arguments)), options, "auto")
     others = (assigned(word, options, "auto") for word in words if not Path(word).exists())
     if message := message or next(filter(None, others), None):
-        raise SetrError(message, code=USAGE)
+        raise UsageError(message)
 
 
 def _require(given: Arguments, settings: list[str]) -> None:
@@ -145,20 +145,18 @@ def _require(given: Arguments, settings: list[str]) -> None:
     from setr.processes.launch import place_of
 
     if not 0 < given.minutes < float("inf"):
-        raise SetrError(f"--minutes {given.minutes}: give a positive number", code=USAGE)
+        raise UsageError(f"--minutes {given.minutes}: give a positive number")
     if has_length(settings) and given.minutes != Arguments.minutes:
-        raise SetrError(
+        raise UsageError(
             f"--minutes {given.minutes}: has no effect beside a number of steps or epochs; give "
-            "one of them",
-            code=USAGE,
+            "one of them"
         )
     if given.json and given.serve:
-        raise SetrError("--json and --serve: give one of them", code=USAGE)
+        raise UsageError("--json and --serve: give one of them")
     place = place_of(os.environ)
     if place is not None and place.world > 1:
-        raise SetrError(
-            "auto is one process; write `setr train` after torchrun or srun, as scaling.md shows",
-            code=USAGE,
+        raise UsageError(
+            "auto is one process; write `setr train` after torchrun or srun, as scaling.md shows"
         )
     for format in given.export or ():
         for package in _NEEDED[format]:

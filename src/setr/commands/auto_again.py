@@ -9,7 +9,7 @@ from typing import Any
 
 from setr.commands.train import parsed
 from setr.config import Config
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 
 _LENGTH = {"train.steps", "train.patience"}
 """Settings that may give a finished run more steps."""
@@ -44,10 +44,9 @@ def is_finished(out: Path, data: str, settings: Sequence[str]) -> bool:
     if found.keys() <= _LENGTH and steps > _steps(out) and states(out / LAST):
         return False
     pairs = (f"{name} {_text(old)}, not {_text(new)}" for name, (old, new) in found.items())
-    raise SetrError(
+    raise UsageError(
         f"{out}: was trained with {'; '.join(pairs)}; add --overwrite to train it again, or choose "
-        "another folder with -o",
-        code=USAGE,
+        "another folder with -o"
     )
 
 

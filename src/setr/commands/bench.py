@@ -8,7 +8,7 @@ from typing import Any
 
 from setr.cli import parse, require_at_least, require_default, require_within
 from setr.commands.shared import Model, Words
-from setr.errors import OK, USAGE, SetrError
+from setr.errors import OK, UsageError
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,7 @@ def run(arguments: list[str]) -> int:
     optional = {row.runtime for row in ROWS[1:]} - {ROWS[0].runtime}
     unknown = sorted(set(given.skip) - optional)
     if unknown:
-        raise SetrError(f"--skip {unknown[0]}: choose from {', '.join(sorted(optional))}",
-                        code=USAGE)  # fmt: skip
+        raise UsageError(f"--skip {unknown[0]}: choose from {', '.join(sorted(optional))}")
     report = bench(
         given.model,
         data=given.data,

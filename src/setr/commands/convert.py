@@ -17,7 +17,7 @@ import tyro
 from setr.arguments.choices import OddSizes, PosInterp
 from setr.cli import as_typed, parse, require_default
 from setr.commands.shared import Out
-from setr.errors import OK, USAGE, SetrError
+from setr.errors import OK, UsageError
 from setr.labels import Labels, known_labels
 from setr.reading.files import require_writable
 from setr.reading.urls import is_url
@@ -87,7 +87,7 @@ def run(arguments: list[str]) -> int:
         rule = f"does nothing with --labels {given.labels}; leave one of them out"
         require_default(given, rule, "num_classes")
     if (given.out / "config.json").exists() and not given.overwrite:
-        raise SetrError(f"{given.out}: holds a model; add --overwrite", code=USAGE)
+        raise UsageError(f"{given.out}: holds a model; add --overwrite")
     require_writable(given.out, "-o")
     labels = known_labels(given.labels) if given.labels else None
     from setr.hub import save_pretrained
@@ -148,7 +148,7 @@ def _into_model(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInf
     from setr.weights import load_weights
 
     if labels is None and given.num_classes is None:
-        raise SetrError("--model needs --labels NAME or --num-classes K", code=USAGE)
+        raise UsageError("--model needs --labels NAME or --num-classes K")
     if labels is None:
         labels = Labels(tuple(f"class {i}" for i in range(given.num_classes or 0)))
     model = create_model(

@@ -12,7 +12,7 @@ import tyro
 
 from setr.cli import parse, require_at_least
 from setr.config import Config
-from setr.errors import OK, USAGE, SetrError
+from setr.errors import OK, UsageError
 from setr.pages.tables import figures_table
 from setr.recipes import recipe
 
@@ -79,7 +79,6 @@ def _require_demo(out: Path) -> None:
     """Refuse to replace a run of another recipe."""
     settings = out / "config.yaml"
     if settings.is_file() and (name := Config.load(settings).recipe) != "demo":
-        raise SetrError(
-            f"{out}: holds a run of {name}, which the demo would replace; choose another --out",
-            code=USAGE,
+        raise UsageError(
+            f"{out}: holds a run of {name}, which the demo would replace; choose another --out"
         )

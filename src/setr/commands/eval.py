@@ -26,7 +26,7 @@ from setr.commands.shared import (
     mirrored,
     model_names,
 )
-from setr.errors import OK, USAGE, SetrError
+from setr.errors import OK, SetrError, UsageError
 from setr.pages.tables import difference_text, figures_table, report_failed
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def run(arguments: list[str]) -> int:
     """Print the figures of one split and write them to a folder with a report."""
     given: Arguments = parse(Arguments, arguments, "eval")
     if len({given.model, *given.compare}) <= len(given.compare):
-        raise SetrError("--compare names a model twice", code=USAGE)
+        raise UsageError("--compare names a model twice")
     require_at_least(given, 0, "workers")
     require_at_least(given, 1, "short_side")
     mirrored(flip=given.flip, no_flip=given.no_flip)
@@ -144,10 +144,9 @@ def _opened(given: Arguments) -> tuple[Predictor, Dataset]:
 def _require_apart(out: Path) -> None:
     """Refuse a model's own folder, which has a metrics.json from training."""
     if (out / "config.json").exists():
-        raise SetrError(
+        raise UsageError(
             f"-o {out}: holds a model, whose own metrics.json the results would replace; choose "
-            "another folder, or leave -o out for eval-SPLIT in it",
-            code=USAGE,
+            "another folder, or leave -o out for eval-SPLIT in it"
         )
 
 

@@ -12,7 +12,7 @@ import tyro
 
 from setr.cli import parse, require_at_least, require_file
 from setr.commands.shared import Device, Model, Out, Words, model_names
-from setr.errors import OK, USAGE, SetrError
+from setr.errors import OK, USAGE, UsageError
 
 if TYPE_CHECKING:
     from setr.labels import Labels
@@ -110,7 +110,7 @@ def run(arguments: list[str]) -> int:
             print(f"  {name:<10} {options.__doc__.splitlines()[0]}")
         return OK if arguments else USAGE
     if kind not in kinds:
-        raise SetrError(f"explain '{kind}': choose from {', '.join(kinds)}", code=USAGE)
+        raise UsageError(f"explain '{kind}': choose from {', '.join(kinds)}")
     options, make = kinds[kind]
     make(parse(options, arguments[1:], f"explain {kind}"))
     return OK
@@ -171,7 +171,7 @@ def _point(text: str) -> tuple[float, float]:
     try:
         x, y = (float(part) for part in text.split(","))
     except ValueError:
-        raise SetrError(f"--point {text}: give X,Y in pixels, such as 120,80", code=USAGE) from None
+        raise UsageError(f"--point {text}: give X,Y in pixels, such as 120,80") from None
     return x, y
 
 
@@ -181,7 +181,7 @@ def _numbers(words: Sequence[str]) -> list[int]:
         return [int(part) for word in words for part in word.split(",") if part.strip()]
     except ValueError:
         text = " ".join(words)
-        raise SetrError(f"--layers {text}: give numbers such as 1 9 17 24", code=USAGE) from None
+        raise UsageError(f"--layers {text}: give numbers such as 1 9 17 24") from None
 
 
 def _write(

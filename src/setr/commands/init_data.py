@@ -13,7 +13,7 @@ import tyro
 from setr.cli import parse, require_within
 from setr.data.layouts import is_drafted
 from setr.data.tile_folder import TILES
-from setr.errors import OK, USAGE, SetrError
+from setr.errors import OK, UsageError
 from setr.init_data import REST, VAL_SHARE, draft, list_names, write
 
 _OPTIONS = ("images", "masks", "val_share", "group_by", "folds", "rest", "order",
@@ -77,19 +77,17 @@ def run(arguments: list[str]) -> int:
     if not given.folder.is_dir():
         is_file = given.folder.is_file()
         told = "is a file; give the folder of the images, unpacked" if is_file else "no such folder"
-        raise SetrError(f"{given.folder}: {told}", code=USAGE)
+        raise UsageError(f"{given.folder}: {told}")
     if not 0 < given.val_share < 1:
-        raise SetrError(f"--val-share {given.val_share}: give a share between 0 and 1", code=USAGE)
+        raise UsageError(f"--val-share {given.val_share}: give a share between 0 and 1")
     name = given.name or (BESIDE if is_foreign(given.folder / "data.yaml") else "data.yaml")
     if Path(name).name != name or Path(name).suffix not in (".yaml", ".yml"):
-        raise SetrError(
-            f"--name {name}: give a name without folders that ends in .yaml", code=USAGE
-        )
+        raise UsageError(f"--name {name}: give a name without folders that ends in .yaml")
     if given.tile < 0:
-        raise SetrError(f"--tile {given.tile}: give a number of pixels", code=USAGE)
+        raise UsageError(f"--tile {given.tile}: give a number of pixels")
     require_within(given, 0, 65535, "threshold")
     if given.folds and not 2 <= given.folds <= MOST_FOLDS:
-        raise SetrError(f"--folds {given.folds}: give 2 to {MOST_FOLDS}", code=USAGE)
+        raise UsageError(f"--folds {given.folds}: give 2 to {MOST_FOLDS}")
     _require_absent(given, [name, *([TILES, *list_names(name).values()] if given.tile else [])])
     options = {option: getattr(given, option) for option in _OPTIONS}
     made = draft(given.folder, name=name, **options)
@@ -114,20 +112,15 @@ def is_foreign(path: Path) -> bool:
 def _require_absent(given: Arguments, names: list[str]) -> None:
     for path in (given.folder / name for name in names):
         if path.suffix != ".txt" and is_foreign(path):
-            raise SetrError(
+            raise UsageError(
                 f"{path} is of another program, and a draft would lose the classes it names; add "
-                "--name OTHER.yaml to keep it",
-                code=USAGE,
+                "--name OTHER.yaml to keep it"
             )
         if path.suffix == ".txt" and path.is_file() and not is_drafted(path):
-            raise SetrError(
+            raise UsageError(
                 f"{path}: a draft would replace this list, which is of another program; add --name "
-                "OTHER.yaml to keep it",
-                code=USAGE,
+                "OTHER.yaml to keep it"
             )
         if path.exists() and not given.overwrite:
             keep = "rename it" if path.name == TILES else "--name OTHER.yaml"
-            raise SetrError(
-                f"{path} exists; add --overwrite to replace it, or {keep} to keep it",
-                code=USAGE,
-            )
+            raise UsageError(f"{path} exists; add --overwrite to replace it, or {keep} to keep it")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from setr.cli import parse, require_at_least, require_default
-from setr.errors import OK, USAGE, SetrError
+from setr.errors import OK, UsageError
 
 _UNUSED = {"encoders": ("table2", "size", "classes"), "table2": ("size", "classes")}
 """Options without effect on the tables that two others choose."""
@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> int:
     else:
         rows, text = _models(given)
     if not rows:
-        raise SetrError(f"no model matches '{given.pattern}'; `setr models` lists all", code=USAGE)
+        raise UsageError(f"no model matches '{given.pattern}'; `setr models` lists all")
     print(json.dumps(rows) if given.json else text)
     return OK
 

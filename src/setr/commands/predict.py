@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from setr.cli import parse, require_at_least, require_default, require_within
 from setr.commands.predict_arguments import Arguments
 from setr.commands.shared import mirrored
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.prediction.kinds import OPTIONS
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _check_combinations(given: Arguments) -> None:
         rule = "leaves pixels without a class, which test servers refuse; leave it out"
         require_default(given, rule, "min_confidence")
         if is_address(given.out):
-            raise SetrError(f"-o {given.out}: --submit writes a file; give a folder", code=USAGE)
+            raise UsageError(f"-o {given.out}: --submit writes a file; give a folder")
     if given.classes and not SHOWING & {k.strip() for k in (given.save or "").split(",")}:
         rule = f"changes no mask; add --save with one of {', '.join(sorted(SHOWING))}"
         require_default(given, rule, "classes")
@@ -95,10 +95,9 @@ def _check_folder(out: Path) -> None:
     endings = {Path(f"x{ending}").suffix for ending in KINDS.values()}
     is_named = out.suffix.lower() in {*endings, *PICTURE_FORMATS, *VIDEO_SUFFIXES}
     if out.is_file() or (is_named and not out.is_dir()):
-        raise SetrError(
+        raise UsageError(
             f"-o {out}: names a file; give a folder, in which results are named after the images "
-            "(from Python, result.save writes one file)",
-            code=USAGE,
+            "(from Python, result.save writes one file)"
         )
 
 
@@ -110,9 +109,8 @@ def _check_live(given: Arguments, streams: list[Stream], others: int) -> None:
         require_default(given, rule, "seconds")
         return
     if len(streams) + others > 1:
-        raise SetrError(
-            f"{live}: a live source runs alone; start one command for it and another for files",
-            code=USAGE,
+        raise UsageError(
+            f"{live}: a live source runs alone; start one command for it and another for files"
         )
     rule = f"does nothing with a live source ({live}); leave it out"
     require_default(given, rule, "shard", "pack", "engine", "retry")
@@ -124,7 +122,7 @@ def _check_streams(given: Arguments, streams: list[Stream], *, remote: bool) -> 
 
     if streams and (given.submit or remote):
         what = "--submit takes images" if given.submit else f"{given.out}: takes images"
-        raise SetrError(f"{what}, not {streams[0].shown}", code=USAGE)
+        raise UsageError(f"{what}, not {streams[0].shown}")
     maps = [s.source for s in streams if not s.is_video and not is_url(s.source)]
     if maps:
         rule = (
@@ -138,4 +136,4 @@ def _shard(text: str) -> tuple[int, int]:
     number, _, count = text.partition("/")
     if number.isdecimal() and count.isdecimal() and int(number) < int(count):
         return int(number), int(count)
-    raise SetrError(f"--shard {text}: give i/n with i from 0 to n - 1, as 0/4", code=USAGE)
+    raise UsageError(f"--shard {text}: give i/n with i from 0 to n - 1, as 0/4")

@@ -14,7 +14,7 @@ from typing import Any
 from setr.batch import Outcome, OutputWriter, Task, outcomes, stream_outcomes
 from setr.commands.predict_arguments import Arguments
 from setr.commands.shared import mirrored
-from setr.errors import OK, USAGE, SetrError
+from setr.errors import OK, UsageError
 from setr.loading import load
 from setr.prediction import tally
 from setr.prediction.chosen import chosen_ids
@@ -58,7 +58,7 @@ def find_inputs(given: Arguments) -> tuple[list[Stream], list[Item]]:
         if os.path.normpath(item.place) not in special and not is_result(item.name, item.place)
     ]
     if not streams and not items:
-        raise SetrError(f"{given.images[0]}: no images found outside {given.out}", code=USAGE)
+        raise UsageError(f"{given.images[0]}: no images found outside {given.out}")
     return streams, items
 
 

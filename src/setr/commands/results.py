@@ -10,7 +10,7 @@ from typing import Literal
 
 from setr.arguments.choices import TableNumber
 from setr.cli import parse
-from setr.errors import OK, USAGE, SetrError
+from setr.errors import OK, SetrError, UsageError
 from setr.reading.files import write_bytes
 from setr.results import as_html, as_markdown, as_text, collect, other_lines, paper_lines
 
@@ -39,9 +39,7 @@ def run(arguments: list[str]) -> int:
     """Print or write the tables."""
     given = parse(Arguments, arguments, "results")
     if not given.runs.is_dir() and not given.all:
-        raise SetrError(
-            f"{given.runs}: no such folder; --runs DIR, or --all for the paper's rows", code=USAGE
-        )
+        raise UsageError(f"{given.runs}: no such folder; --runs DIR, or --all for the paper's rows")
     runs = collect(given.runs)
     titles = {}
     for number, lines in paper_lines(runs, given.table).items():

@@ -13,7 +13,7 @@ from setr._extras import import_extra
 from setr.arguments.choices import Precision
 from setr.cli import parse, require_at_least, require_within
 from setr.commands.shared import Device, Models
-from setr.errors import OK, USAGE, SetrError
+from setr.errors import OK, UsageError
 from setr.serve.limits import LONGEST, Limits
 
 LEAST = 0.001
@@ -113,7 +113,7 @@ def read_keys(path: Path | None) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise SetrError(f"{path}: cannot read the keys ({error})", code=USAGE) from None
+        raise UsageError(f"{path}: cannot read the keys ({error})") from None
     return keys + _usable(str(path), [line for line in lines if not line.strip().startswith("#")])
 
 
@@ -121,11 +121,10 @@ def _usable(source: str, listed: list[str]) -> list[str]:
     """The keys of a source, without blank ones."""
     keys = [key.strip() for key in listed if key.strip()]
     if not keys:
-        raise SetrError(f"{source}: has no keys; write some, or leave it out", code=USAGE)
+        raise UsageError(f"{source}: has no keys; write some, or leave it out")
     for number, key in enumerate(keys, 1):
         if not (key.isascii() and key.isprintable()):
-            raise SetrError(
-                f"{source}: key {number} is not printable ASCII, as headers are; choose another",
-                code=USAGE,
+            raise UsageError(
+                f"{source}: key {number} is not printable ASCII, as headers are; choose another"
             )
     return keys

@@ -15,7 +15,7 @@ import tyro
 from setr.arguments.choices import ShardForm
 from setr.cli import parse, require_at_least
 from setr.commands.shared import Data
-from setr.errors import OK, USAGE, SetrError
+from setr.errors import OK, UsageError
 
 if TYPE_CHECKING:
     from setr.data.dataset import Dataset
@@ -45,7 +45,7 @@ def run(arguments: list[str]) -> int:
     given: Arguments = parse(Arguments, arguments, "shard")
     require_at_least(given, 1, "samples")
     if not given.splits:
-        raise SetrError("--splits: name at least one split, as train", code=USAGE)
+        raise UsageError("--splits: name at least one split, as train")
     from setr.data.shard_writer import write_split
     from setr.data.shards import FORMAT, INDEX
     from setr.datasets import open_dataset
@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> int:
     from setr.reading.files import write_json, writing
 
     if (given.out / INDEX).exists():
-        raise SetrError(f"{given.out}: holds shards already; choose another OUT", code=USAGE)
+        raise UsageError(f"{given.out}: holds shards already; choose another OUT")
     opened = [open_dataset(given.data, split, given.labels) for split in given.splits]
     for dataset in opened:
         check(dataset, progress=counting(f"check {dataset.split}")).raise_problems()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Models = Annotated[
@@ -43,7 +43,7 @@ def mirrored(*, flip: bool, no_flip: bool) -> bool | None:
         SetrError: both options were given.
     """
     if flip and no_flip:
-        raise SetrError("--flip and --no-flip: give one of them", code=USAGE)
+        raise UsageError("--flip and --no-flip: give one of them")
     return flip or (False if no_flip else None)
 
 

@@ -15,7 +15,7 @@ from setr.arguments.options import options_of
 from setr.arguments.usage import assigned
 from setr.cli import parse
 from setr.config import Config
-from setr.errors import OK, USAGE, SetrError
+from setr.errors import OK, SetrError, UsageError
 from setr.pages.tables import figures_table
 from setr.training.named_config import named_config
 
@@ -61,7 +61,7 @@ def parsed(arguments: list[str]) -> Arguments:
     named, rest = _split(arguments)
     written = assigned(named or "", options_of(Arguments), "train RECIPE")
     if named and written and not Path(named).is_dir():
-        raise SetrError(written, code=USAGE)
+        raise UsageError(written)
     config = named_config(named) if named else Config()
     default = Arguments(config=_without_length(config, rest))
     return parse(Arguments, rest, "train RECIPE", default=default)
@@ -81,10 +81,9 @@ def _split(arguments: list[str]) -> tuple[str | None, list[str]]:
     if {"-h", "--help"} & set(arguments):
         return None, arguments
     before = f" before {first}" if first else ""
-    raise SetrError(
+    raise UsageError(
         f"train needs a recipe{before} (or a config.yaml, or a run folder to --resume); "
-        "`setr recipes` lists them",
-        code=USAGE,
+        "`setr recipes` lists them"
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from setr.data.class_files import names_by_colour, names_by_id
 from setr.data.mask_values import MaskValues, count_values
-from setr.errors import DATA_CHECK_FAILED, SetrError, first_few
+from setr.errors import DataError, first_few
 from setr.labels import marks_no_class
 from setr.reading.masks import IN_ALPHA, is_in_alpha, read_mask
 
@@ -122,7 +122,7 @@ def _require_opaque(root: Path, masks: list[str], *, rgb: bool) -> None:
     """Raise an error if a mask is drawn in its alpha channel only."""
     for name in masks:
         if is_in_alpha(root / name, read_mask(root / name, rgb=rgb)):
-            raise SetrError(f"{root / name}: {IN_ALPHA}", code=DATA_CHECK_FAILED)
+            raise DataError(f"{root / name}: {IN_ALPHA}")
 
 
 def _id_classes(ids: Counter[int], names: dict[int, str]) -> list[str]:

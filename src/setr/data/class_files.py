@@ -8,7 +8,7 @@ from pathlib import Path
 
 from setr.data.class_tables import names_of_json
 from setr.data.layouts import COLOUR_FILE, COLOURS_FILE, SPLIT_NAMES
-from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.errors import DataError
 from setr.reading.parsed import json_of
 
 NAME_FILES = (
@@ -49,10 +49,7 @@ def names_by_id(root: Path) -> dict[int, str]:
         if file.suffix in (".json", ".csv"):
             names = names_of_json(text) if file.suffix == ".json" else _csv_names(text)
             if names is None:
-                raise SetrError(
-                    f"{file}: no class names found; write {_EXPECTED[file.suffix]}",
-                    code=DATA_CHECK_FAILED,
-                )
+                raise DataError(f"{file}: no class names found; write {_EXPECTED[file.suffix]}")
             return names
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return dict(enumerate(lines[lines[:1] == ["__ignore__"] :]))  # labelme's name of id -1

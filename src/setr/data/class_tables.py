@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from setr.colours import hex_colour
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.labels import IGNORE, Labels
 from setr.reading.parsed import json_of
 
@@ -172,8 +172,8 @@ def _ids(table: Mapping[Any, Any], what: str) -> dict[int, Any]:
     try:
         return {int(str(key)): value for key, value in table.items()}
     except ValueError:
-        raise SetrError(
-            f"{what} {dict(table)!r:.80}: give names by id, as {{0: 'road', 7: 'car'}}", code=USAGE
+        raise UsageError(
+            f"{what} {dict(table)!r:.80}: give names by id, as {{0: 'road', 7: 'car'}}"
         ) from None
 
 

@@ -12,12 +12,12 @@ from typing import NamedTuple
 from setr.data.pairing import (
     MASK_FOLDERS,
     SplitFiles,
-    data_error,
     is_file,
     open_list,
     pair_folders,
     refuse_doubles,
 )
+from setr.errors import DataError
 from setr.reading.files import stem_of
 
 
@@ -51,8 +51,8 @@ def configured_files(root: Path, named: Place, masks_dir: str | None = None) -> 
         if renamed != relative and (root / renamed).is_dir():
             return pair_folders(root, str(relative), str(renamed), None)
     if not place.is_dir():
-        raise data_error(f"{place}: no such folder or list file")
-    raise data_error(
+        raise DataError(f"{place}: no such folder or list file")
+    raise DataError(
         f"{place}: found no mask folder; masks must be in the same path with 'images' replaced by "
         f"{' or '.join(mask_folders)}; for other places list both files in a .txt or .csv file"
     )
@@ -74,14 +74,14 @@ def read_list(root: Path, listed: Path, masks_dir: str | None = None) -> SplitFi
         return _pair_listed_images(root, listed, rows, masks_dir)
     for row in (tuple(_portable(root, name) for name in row) for row in rows):
         if len(row) != 2 or not all(row):
-            raise data_error(
+            raise DataError(
                 f"{listed}: '{' '.join(row)}' is not 'image mask'; if names contain spaces, "
                 "separate the two by a tab or use a .csv"
             )
         images.append(row[0])
         masks.append(row[1])
     if not images:
-        raise data_error(f"{listed}: lists no images")
+        raise DataError(f"{listed}: lists no images")
     refuse_doubles(listed, images)
     return SplitFiles(root, images, masks)
 
@@ -93,7 +93,7 @@ def _pair_listed_images(
     images, masks, folders = [], [], dict[str, dict[str, str]]()
     for row in rows:
         if len(row) != 1:
-            raise data_error(
+            raise DataError(
                 f"{listed}: '{' '.join(row)}' is not one image like the first line; give image "
                 "and mask in every line, or only images"
             )
@@ -112,7 +112,7 @@ def _pair_listed_images(
                 break
         else:
             looked = ", ".join(places) if images_part else "a folder 'images' in its path"
-            raise data_error(
+            raise DataError(
                 f"{listed}: no mask for {name}; looked for {looked}; give both files in each line, "
                 "or draw masks from polygons with `setr init-data`"
             )
@@ -144,7 +144,7 @@ def _rows(root: Path, listed: Path) -> Iterator[Sequence[str]]:
             delimiter = ";" if ";" in head and "," not in head else ","  # spreadsheets write `;`
             table = csv.DictReader(file, delimiter=delimiter, skipinitialspace=True)
             if not {"image", "mask"} <= set(table.fieldnames or ()):
-                raise data_error(f"{listed}: the first line must name the columns image and mask")
+                raise DataError(f"{listed}: the first line must name the columns image and mask")
             yield from ((row["image"] or "", row["mask"] or "") for row in table)
         else:
             for line in map(str.strip, file):

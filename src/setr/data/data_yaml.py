@@ -17,7 +17,7 @@ import yaml
 from setr.bands import Bands
 from setr.data.class_tables import in_own_keys
 from setr.data.configured import FolderPair, Place
-from setr.errors import USAGE, SetrError, first_line, nearest
+from setr.errors import SetrError, UsageError, first_line, nearest
 from setr.labels import IGNORE, Labels, as_label_map
 from setr.reading.parsed import PlainLoader, yaml_of
 
@@ -119,43 +119,40 @@ def read_description(path: Path) -> Description:
         SetrError: no such file or folder, or not such a description.
     """
     if not path.exists():
-        raise SetrError(
+        raise UsageError(
             f"{path}: no such file or folder; give the data set's folder or its data.yaml "
-            "(--data.root in training), or `scenes` for the built-in synthetic data",
-            code=USAGE,
+            "(--data.root in training), or `scenes` for the built-in synthetic data"
         )
     if path.is_dir():
         if not (path / "data.yaml").is_file():
             return Description(path)
         path = path / "data.yaml"
     elif path.suffix.lower() not in (".yaml", ".yml", ""):
-        raise SetrError(
+        raise UsageError(
             f"{path}: is neither a folder nor a YAML file; give the data set's folder, unpacked, "
-            "or its data.yaml",
-            code=USAGE,
+            "or its data.yaml"
         )
     try:
         values = yaml_of(path.read_text(encoding="utf-8"), DataLoader)
     except OSError as error:
-        raise SetrError(f"{path}: cannot read ({error.strerror})", code=USAGE) from None
+        raise UsageError(f"{path}: cannot read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SetrError(f"{path}: not valid YAML ({first_line(error)})", code=USAGE) from None
+        raise UsageError(f"{path}: not valid YAML ({first_line(error)})") from None
     if not isinstance(values, dict):
-        raise SetrError(f"{path}: expected keys such as 'classes:'", code=USAGE)
+        raise UsageError(f"{path}: expected keys such as 'classes:'")
     folds = [key for key in values if isinstance(key, str) and _FOLD.fullmatch(key)]
     unknown = [key for key in values if key not in (*YAML_KEYS, *folds)]
     if unknown:
         key = str(unknown[0])
         near = _ELSEWHERE.get(key) or nearest(key, YAML_KEYS)
         hint = f"; did you mean '{near}'?" if near else f"; known: {', '.join(YAML_KEYS)}"
-        raise SetrError(f"{path}: unknown key '{key}'{hint}", code=USAGE)
+        raise UsageError(f"{path}: unknown key '{key}'{hint}")
     place = str(values.get("path", "."))
     root = Path(place) if place.startswith(HUB) else (path.parent / place).resolve()
     if not place.startswith(HUB) and not root.is_dir():
-        raise SetrError(
+        raise UsageError(
             f"{path}: path: {place} leads to {root}, and there is no such folder; give the folder "
-            "of the images relative to this file, as path: . for its own",
-            code=USAGE,
+            "of the images relative to this file, as path: . for its own"
         )
     named = [split for split in (*SPLITS, *folds) if values.get(split)]
     splits = {split: _places(values[split], split, path) for split in named}
@@ -163,7 +160,7 @@ def read_description(path: Path) -> Description:
     try:
         bands = Bands.of(values)
     except SetrError as error:
-        raise SetrError(f"{path}: {error}", code=USAGE) from None
+        raise UsageError(f"{path}: {error}") from None
     return Description(root, labels_of(values, path), splits, masks_dir and str(masks_dir), bands)
 
 
@@ -180,17 +177,15 @@ def _place(place: Any, split: str, path: Path) -> Place:
     if folders.keys() != {"images", "masks"} or not all(
         isinstance(f, str) for f in folders.values()
     ):
-        raise SetrError(
+        raise UsageError(
             f"{path}: '{split}' must name a folder or list file, or several, or two folders as "
-            "{images: photos, masks: labels}",
-            code=USAGE,
+            "{images: photos, masks: labels}"
         )
     if "{image_path" in folders["masks"]:
-        raise SetrError(
+        raise UsageError(
             f"{path}: '{split}' has a pattern for masks: give their folder if each has the stem of "
             "its image or that and a common suffix, else pair the files with `setr init-data DIR "
-            "--images 'photos/*' --masks 'labels/*_mask'`",
-            code=USAGE,
+            "--images 'photos/*' --masks 'labels/*_mask'`"
         )
     return FolderPair(**folders)
 
@@ -200,54 +195,48 @@ def labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
     for key, others, why in _INSTEAD:
         surplus = [other for other in others if other in values]
         if key in values and surplus:
-            raise SetrError(f"{path}: '{surplus[0]}' beside '{key}': {why}", code=USAGE)
+            raise UsageError(f"{path}: '{surplus[0]}' beside '{key}': {why}")
     if "labels" in values:
         return str(values["labels"])
     if "names" in values and "classes" in values:
-        raise SetrError(f"{path}: 'names' and 'classes' mean the same; remove one", code=USAGE)
+        raise UsageError(f"{path}: 'names' and 'classes' mean the same; remove one")
     try:
         values = in_own_keys(values, path.parent)
     except SetrError as error:
-        raise SetrError(f"{path}: {error}", code=USAGE) from None
+        raise UsageError(f"{path}: {error}") from None
     key = "names" if "names" in values else "classes"
     classes = values.get(key)
     if classes is None:
         return None
     if not isinstance(classes, list | dict) or not classes:
-        raise SetrError(f"{path}: '{key}' must list the class names", code=USAGE)
+        raise UsageError(f"{path}: '{key}' must list the class names")
     named = classes.values() if key == "names" and isinstance(classes, dict) else classes
     if "ignore" in named:
-        raise SetrError(
+        raise UsageError(
             f"{path}: '{key}' lists 'ignore', which marks pixels to leave out and cannot be a "
-            "class; list only the other classes, and map this id to 'ignore' in label_map:",
-            code=USAGE,
+            "class; list only the other classes, and map this id to 'ignore' in label_map:"
         )
     pairs = classes.items() if isinstance(classes, dict) and key == "classes" else ()
     if pairs and all(type(i) is int and isinstance(value, str) for i, value in pairs):
-        raise SetrError(
+        raise UsageError(
             f"{path}: 'classes' has numbers for names of colours; give names by id, as "
-            "{0: road}, or names with colours, as {road: '#804080'}",
-            code=USAGE,
+            "{0: road}, or names with colours, as {road: '#804080'}"
         )
     for name in named:
         if not isinstance(name, str | int | float):
-            raise SetrError(
+            raise UsageError(
                 f"{path}: '{key}' has {name!r} where a name should be; give names, or names with "
-                "colours, as {road: [128, 64, 128]}; write a name such as null in quotes",
-                code=USAGE,
+                "colours, as {road: [128, 64, 128]}; write a name such as null in quotes"
             )
     if key == "names" and isinstance(classes, dict):
         if set(classes) != set(range(len(classes))):
-            raise SetrError(
+            raise UsageError(
                 f"{path}: 'names' must have the ids 0 to {len(classes) - 1}; give others as "
-                "classes: and label_map:",
-                code=USAGE,
+                "classes: and label_map:"
             )
         classes = [classes[i] for i in range(len(classes))]
     if values.get("nc", len(classes)) != len(classes):
-        raise SetrError(
-            f"{path}: nc {values['nc']}, but '{key}' has {len(classes)} entries", code=USAGE
-        )
+        raise UsageError(f"{path}: nc {values['nc']}, but '{key}' has {len(classes)} entries")
     colours = values.get("colours")
     if isinstance(classes, dict) and any(classes.values()):
         colours = list(classes.values())
@@ -263,7 +252,7 @@ def labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
             }
         )
     except SetrError as error:
-        raise SetrError(f"{path}: {error}", code=USAGE) from None
+        raise UsageError(f"{path}: {error}") from None
 
 
 def _refuse_ambiguous(path: Path, key: str, mapping: Any, classes: list[str]) -> None:
@@ -271,10 +260,9 @@ def _refuse_ambiguous(path: Path, key: str, mapping: Any, classes: list[str]) ->
     for number in mapping.values() if isinstance(mapping, Mapping) else ():
         name = str(number)
         if type(number) is int and name in classes and classes.index(name) != number:
-            raise SetrError(
+            raise UsageError(
                 f"{path}: {key} value {number} may be the class called '{name}' or, counted from "
-                f"0, another one; write '{name}' in quotes, or {classes.index(name)}",
-                code=USAGE,
+                f"0, another one; write '{name}' in quotes, or {classes.index(name)}"
             )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from setr.bands import BandImage, Bands, open_pixels
 from setr.data.pairs import Pair, Pairs
-from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.errors import DataError, SetrError
 from setr.labels import IGNORE, Labels
 from setr.reading.gdal import Gaps, without_data
 from setr.reading.lazy_image import LazyImage
@@ -160,7 +160,7 @@ class Dataset:
         """Ids (H, W) or colours (H, W, 3) of a mask, whose image has this size (H, W)."""
         pair = self.pairs[index]
         if source is None:
-            raise SetrError(f"{pair.image}: has no mask", code=DATA_CHECK_FAILED)
+            raise DataError(f"{pair.image}: has no mask")
         raw = read_mask(source, rgb=self.labels.colour_map is not None)
         require_size(pair.mask, raw, size)
         return raw

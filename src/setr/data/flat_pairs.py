@@ -14,9 +14,9 @@ from pathlib import Path
 
 from setr.data.mask_names import masks_by_stem, separate_masks
 from setr.data.name_patterns import fitting_keys, pairs_by_pattern, require_relative
-from setr.data.pairing import MASK_FOLDERS, data_error, unique_stems
+from setr.data.pairing import MASK_FOLDERS, unique_stems
 from setr.data.tile_folder import TILES, has_tiles
-from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.errors import DataError, UsageError
 from setr.reading.files import is_cycle, printable, stem_of, unread_text, walk_images
 
 IMAGE_NAMES = (
@@ -117,16 +117,14 @@ def flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
             return pairs, unpaired
     task = next((n for n in files if re.match(TASK, os.path.basename(n))), None)
     if task is not None:
-        raise SetrError(
+        raise DataError(
             f"{root / task}: Label Studio's PNG export names tasks, not images; export as JSON "
-            "instead, put that file next to the images, and run this again",
-            code=DATA_CHECK_FAILED,
+            "instead, put that file next to the images, and run this again"
         )
     _refuse_other_names(root)
-    raise SetrError(
+    raise DataError(
         f"{root}: no image folder with masks beside it under usual names (as images and masks), "
-        f"and no outlines ({OUTLINES}); it has {_inventory_of(root)}; {_SAY_WHICH}",
-        code=DATA_CHECK_FAILED,
+        f"and no outlines ({OUTLINES}); it has {_inventory_of(root)}; {_SAY_WHICH}"
     )
 
 
@@ -172,10 +170,9 @@ def require_found(
     """Refuse folders or patterns that no image and mask fit."""
     if not found:
         first = f"{len(unpaired)} images, as {printable(unpaired[0])}" if unpaired else "no image"
-        raise SetrError(
+        raise UsageError(
             f"--images {images} --masks {masks}: {first} and no mask of the same name; "
-            f"{root} has {_inventory_of(root)}; {_SAY_WHICH}",
-            code=USAGE,
+            f"{root} has {_inventory_of(root)}; {_SAY_WHICH}"
         )
 
 
@@ -247,7 +244,7 @@ def _refuse_further_masks(place: Path, unpaired: list[str], masks: list[str]) ->
     for name in unpaired:
         bare = re.sub(r"[_\-. ]?\d+$", "", stem_of(name))
         if bare in stems and bare != stem_of(name):
-            raise data_error(
+            raise DataError(
                 f"{place}: {printable(stems[bare])} and {printable(name)} seem to be masks of two "
                 "objects in one image; to join such masks, give a pattern with {any} for the "
                 "number: --images '**/*' --masks '**/*_mask{any}'"
@@ -259,11 +256,10 @@ def _refuse_masks_of_folders(place: Path, files: list[str], masks: list[str]) ->
     first = os.path.basename(masks[0]) if masks else ""
     same_name = [name for name in masks if os.path.basename(name) == first]
     if len(same_name) > 1 and stem_of(first) in map(stem_of, files):
-        raise SetrError(
+        raise DataError(
             f"{place}: an image has several masks, as {' and '.join(same_name[:2])}; if each "
             "folder is of one class, save 0 and one other value in each file, or add --threshold "
-            "128; else merge the masks of an image into one with one class id per pixel",
-            code=DATA_CHECK_FAILED,
+            "128; else merge the masks of an image into one with one class id per pixel"
         )
 
 
@@ -276,15 +272,14 @@ def _refuse_other_names(root: Path) -> None:
     images, masks = ({stem_of(name) for name in walk_images(root / folder)} for folder in pair)
     if {int(s) for s in images if s.isdecimal()} & {int(s) for s in masks if s.isdecimal()}:
         given = f"--images '{pair[0]}/{{number}}' --masks '{pair[1]}/{{number}}'"
-        raise data_error(
+        raise DataError(
             f"{root}: numbers in {pair[0]} ({found[0]}) and {pair[1]} ({found[1]}) have other "
             f"zeros; if they mean the same, {given} takes them as equal"
         )
-    raise SetrError(
+    raise DataError(
         f"{root}: no file in {pair[0]} ({found[0]}) is called as one in {pair[1]} ({found[1]}); "
         f"save a mask of the same name for each image, as PNG with one class id per pixel, or "
-        f"{_SAY_WHICH}; outlines ({OUTLINES}) were not found either",
-        code=DATA_CHECK_FAILED,
+        f"{_SAY_WHICH}; outlines ({OUTLINES}) were not found either"
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence, Set
 
 from setr.data.name_patterns import fitting_keys
 from setr.data.split_draft import MaskPair, checksum, draft_parts, known_split, list_text
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.reading.files import printable
 
 
@@ -24,16 +24,13 @@ def groups_of(images: Sequence[str], pattern: str) -> dict[str, str]:
     keys = fitting_keys(images, pattern)
     others = [image for image in images if image not in keys]
     if others:
-        raise SetrError(
+        raise UsageError(
             f"--group-by {pattern}: {len(others)} of {len(images)} images do not fit, as "
-            f"{printable(others[0])}; * stands for the name of the group, {{any}} for the rest",
-            code=USAGE,
+            f"{printable(others[0])}; * stands for the name of the group, {{any}} for the rest"
         )
     groups = {image: "\n".join(key) for image, key in keys.items()}
     if len(set(groups.values())) < 2:
-        raise SetrError(
-            f"--group-by {pattern}: all images are in one group; it takes two or more", code=USAGE
-        )
+        raise UsageError(f"--group-by {pattern}: all images are in one group; it takes two or more")
     return groups
 
 
@@ -100,7 +97,7 @@ def draft_folds(
             test += members.pop(group)
     if len(members) < count:
         what = "groups" if groups else "images"
-        raise SetrError(f"--folds {count}: there are only {len(members)} {what}", code=USAGE)
+        raise UsageError(f"--folds {count}: there are only {len(members)} {what}")
     inside = {g: Counter(c for _, mask in own for c in classes[mask]) for g, own in members.items()}
     totals = sum(inside.values(), Counter[int]())
     rarest = {
@@ -120,10 +117,9 @@ def draft_folds(
 
 def _straddling(own: Sequence[MaskPair], splits: Sequence[str]) -> SetrError:
     shown = " and ".join(split or "no split" for split in splits)
-    return SetrError(
+    return UsageError(
         f"--group-by: the group of {printable(own[0][0])} has images in {shown}, because of "
-        "folders or lists; move them into one",
-        code=USAGE,
+        "folders or lists; move them into one"
     )
 
 

@@ -9,7 +9,7 @@ from setr.data.data_yaml import SPLITS
 from setr.data.flat_pairs import chosen_pairs, flat_pairs, inventory, unused_files
 from setr.data.layouts import find_split, is_drafted, listed_splits
 from setr.data.pairing import NoSplitError
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.reading.files import unread_text
 
 
@@ -51,10 +51,9 @@ def find_pairs(root: Path, images: str = "", masks: str = "") -> FoundPairs:
         except NoSplitError:
             continue
         if found.labels:
-            raise SetrError(
+            raise UsageError(
                 f"{root}: is {found.labels.partition(':')[0]} in its released layout and needs no "
-                "data.yaml; check it with `setr doctor`",
-                code=USAGE,
+                "data.yaml; check it with `setr doctor`"
             )
         prefix = "" if found.root == root else f"{found.root.relative_to(root).as_posix()}/"
         names = [prefix + image for image in found.images]

@@ -16,7 +16,7 @@ from setr.data.data_yaml import HUB
 from setr.data.dataset import Dataset
 from setr.data.pairing import NoSplitError
 from setr.data.pairs import NamedPairs, Numbers
-from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_few
+from setr.errors import USAGE, DataError, SetrError, UsageError, first_few
 from setr.labels import Labels, known_labels
 from setr.reading.pillow import Named, Source
 from setr.reading.remote import fetch
@@ -56,7 +56,7 @@ class HubDataset(Dataset):
             _stored(row[column], str(name)) for column, name in zip(self.columns, pair, strict=True)
         )
         if image is None:
-            raise SetrError(f"{pair.image}: has no image", code=DATA_CHECK_FAILED)
+            raise DataError(f"{pair.image}: has no image")
         return image, mask
 
 
@@ -90,17 +90,16 @@ def open_hub(
     name = path.removeprefix(HUB)
     labels = labels or _own_labels(name)
     if labels is None:
-        raise SetrError(
+        raise UsageError(
             f"{path}: class names are unknown, as it has no {NAMES}; name a known data set "
             "(--data.labels in training, --labels elsewhere), or give a YAML file with "
-            f"'path: {path}' and 'classes:' as data",
-            code=USAGE,
+            f"'path: {path}' and 'classes:' as data"
         )
     available = _load_splits(hub, name)
     key, *more = split_names.get(split, (split,))
     if more or not isinstance(key, str):
         what = "several splits" if more else "two folders"
-        raise SetrError(f"{path}: '{split}' names {what}; give one split of it", code=USAGE)
+        raise UsageError(f"{path}: '{split}' names {what}; give one split of it")
     if key == "val" and key not in available and "validation" in available:
         key = "validation"
     if key not in available:
@@ -109,10 +108,9 @@ def open_hub(
     rows = available[key]
     images, masks = (_column(rows, keys, hub) for keys in (IMAGE_KEYS, MASK_KEYS))
     if images is None or masks is None:
-        raise SetrError(
+        raise DataError(
             f"{path}: needs images in the columns {' or '.join(IMAGE_KEYS)}, and one of "
-            f"{', '.join(MASK_KEYS)}; it has {', '.join(rows.column_names)}",
-            code=DATA_CHECK_FAILED,
+            f"{', '.join(MASK_KEYS)}; it has {', '.join(rows.column_names)}"
         )
     columns = images, masks
     for column in columns:
@@ -148,7 +146,7 @@ def _own_labels(name: str) -> Labels | None:
         return None
     names = names_of_json((folder / NAMES).read_text(encoding="utf-8", errors="replace"))
     if names is None:
-        raise SetrError(f"{HUB}{name}: {NAMES} does not list names by id", code=DATA_CHECK_FAILED)
+        raise DataError(f"{HUB}{name}: {NAMES} does not list names by id")
     return labels_by_id(names)
 
 
@@ -175,9 +173,7 @@ def _load_splits(hub: Any, name: str) -> Any:
     shown = first_few(configs, 20)
     what = f"no configuration '{config}';" if config else "which configuration?"
     place = f"{repository}@{revision}" if revision else repository
-    raise SetrError(
-        f"{HUB}{name}: {what} it has {shown}; name one, as {HUB}{place}:{configs[0]}", code=USAGE
-    )
+    raise UsageError(f"{HUB}{name}: {what} it has {shown}; name one, as {HUB}{place}:{configs[0]}")
 
 
 def _column(rows: Any, names: Iterable[str], hub: Any) -> str | None:

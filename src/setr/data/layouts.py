@@ -20,7 +20,6 @@ from setr.data.pairing import (
     MASK_FOLDERS,
     NoSplitError,
     SplitFiles,
-    data_error,
     first_folder,
     is_file,
     listed_names,
@@ -31,7 +30,7 @@ from setr.data.pairing import (
     refuse_missing,
     select_listed,
 )
-from setr.errors import DATA_CHECK_FAILED
+from setr.errors import DATA_CHECK_FAILED, DataError
 from setr.reading.files import IMAGE_SUFFIXES, composed, stem_of, walk_images
 
 SPLIT_NAMES = {
@@ -123,14 +122,14 @@ def _cityscapes(root: Path, split: str, wanted: str) -> SplitFiles | None:
     if kind is None:
         if split == "test":
             return SplitFiles(root, images, None, "cityscapes")
-        raise data_error(f"{root}: neither gtFine/{split} nor gtCoarse/{split} exists")
+        raise DataError(f"{root}: neither gtFine/{split} nor gtCoarse/{split} exists")
     present = set(names_below(root / kind / split, f"{kind}/{split}/"))
     order = ("labelIds", "labelTrainIds")
     if wanted.endswith(":train_ids"):
         order = order[::-1]
     usable = [ids for ids in order if any(name.endswith(f"_{ids}.png") for name in present)]
     if not usable:
-        raise data_error(
+        raise DataError(
             f"{root}/{kind}/{split}: no *_labelIds.png; *_instanceIds.png hold object numbers, "
             "*_color.png colours and *_polygons.json polygons: make label ids with "
             "cityscapesScripts (csCreateTrainIdLabelImgs)"
@@ -151,7 +150,7 @@ def _ade20k(root: Path, split: str, wanted: str) -> SplitFiles | None:
     Other data sets have these folders, too; `ADE_*` images or the wanted classes confirm it.
     """
     if (root / "images" / "ADE").is_dir() or any(root.glob("ADE20K_2021*")):
-        raise data_error(
+        raise DataError(
             f"{root}: this is the full ADE20K (its *_seg.png encode thousands of classes in red "
             "and green); SETR's benchmark is SceneParsing-150: get ADEChallengeData2016"
         )
@@ -203,7 +202,7 @@ def _voc(root: Path, split: str, wanted: str) -> SplitFiles | None:
     if (voc / COLOUR_FILE).is_file():  # another data set, exported by CVAT in VOC's layout
         return None
     if wanted.startswith("pascal_context"):
-        raise data_error(
+        raise DataError(
             f"{voc}: contains VOC's masks but not Pascal Context's: looked for "
             f"SegmentationClassContext with ImageSets/SegmentationContext/{split}.txt, and for "
             f"trainval/*.mat here and in {root}"

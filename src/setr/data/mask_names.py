@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice, product, takewhile
 
-from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.errors import DataError
 from setr.reading.files import composed, stem_of
 
 _SEGMENTS_AI = "_label_ground-truth"
@@ -49,10 +49,7 @@ def masks_by_stem(images: Sequence[str], masks: Iterable[str]) -> dict[str, str]
     by_stem: dict[str, str] = {}
     for name in masks:
         if (first := by_stem.setdefault(stem_of(name), name)) != name:
-            raise SetrError(
-                f"{first} and {name} are masks with the same stem; remove one of them",
-                code=DATA_CHECK_FAILED,
-            )
+            raise DataError(f"{first} and {name} are masks with the same stem; remove one of them")
     if any(stem in by_stem for stem in stems):
         return by_stem
     whole = {n: s for n, s in zip(map(composed, images), stems, strict=True) if n in by_stem}
@@ -83,12 +80,11 @@ def _mask_end(stems: Sequence[str], by_stem: Mapping[str, str]) -> str:
     if len(equal) > 1 and len(usual) != 1:
         stem = next(stem for stem in stems if stem + equal[0] in by_stem)
         shown = " and ".join(by_stem[stem + end] for end in equal if stem + end in by_stem)
-        raise SetrError(
+        raise DataError(
             f"images have several masks ({stem} has {shown}); keep one for each image, with one "
             "class id per pixel; if each file is the mask of one class, `setr init-data DIR` joins "
             "files of 0 and one other value, also under other names (--images 'images/*' --masks "
-            "'masks/*_{class}')",
-            code=DATA_CHECK_FAILED,
+            "'masks/*_{class}')"
         )
     return (usual or equal or [""])[0]
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from setr.colours import packed_colours
-from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.errors import DataError, SetrError
 from setr.labels import IGNORE
 from setr.processes.progress import Progress
 from setr.reading.masks import ColourMaskError, is_reordered, painted, read_mask
@@ -64,7 +64,7 @@ def count_values(root: Path, masks: list[str]) -> MaskValues:
                 found = packed_colours(read_mask(root / name, rgb=True))
                 by_mask[name] = _count(root, found, colours, "colours")
             except SetrError as error:
-                raise SetrError(str(error), code=DATA_CHECK_FAILED) from None
+                raise DataError(str(error)) from None
             progress.update(done, images=1)
     if not ids or not (colours or is_reordered(pairs)):
         scattered = (i for i, count in ids.items() if inside[i] < SCATTERED * count)
@@ -73,9 +73,8 @@ def count_values(root: Path, masks: list[str]) -> MaskValues:
         try:
             values = packed_colours(read_mask(root / name, rgb=True))
         except SetrError:
-            raise SetrError(
-                f"{root}: some masks contain ids ({name}), others colours; export all in one way",
-                code=DATA_CHECK_FAILED,
+            raise DataError(
+                f"{root}: some masks contain ids ({name}), others colours; export all in one way"
             ) from None
         by_mask[name] = _count(root, values, colours, "colours")
     return MaskValues(Counter(), colours, by_mask, frozenset())
@@ -86,11 +85,10 @@ def _count(root: Path, values: np.ndarray, counts: Counter[int], kind: str) -> f
     found = _pixels(values)
     counts.update(found)
     if len(counts) > MAX_VALUES:
-        raise SetrError(
+        raise DataError(
             f"{root}: the masks contain more than {MAX_VALUES} {kind}; they may be blurred, "
             "numbered by object, or photos: export one id or colour per class, for at most "
-            f"{IGNORE} classes; if there are two, dark and bright, add --threshold 128",
-            code=DATA_CHECK_FAILED,
+            f"{IGNORE} classes; if there are two, dark and bright, add --threshold 128"
         )
     return frozenset(found)
 

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from setr.data.pairing import is_file
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.reading.files import composed, printable, stem_of
 
 _WILDCARDS = {
@@ -78,16 +78,14 @@ def parts_by_pattern(
     """
     counts = [len(_wildcards(pattern)) for pattern in (images, masks)]
     if counts[0] != counts[1] or not counts[0]:
-        raise SetrError(
+        raise UsageError(
             f"--images {images} --masks {masks}: give both the same number of *, one or more; what "
-            "they stand for must be equal in an image and its mask",
-            code=USAGE,
+            "they stand for must be equal in an image and its mask"
         )
     if "{class}" in images or masks.count("{class}") > 1:
-        raise SetrError(
+        raise UsageError(
             f"--images {images} --masks {masks}: {{class}} stands for the class that a mask is of; "
-            "give it once, in --masks",
-            code=USAGE,
+            "give it once, in --masks"
         )
     of_images, of_masks = _Pattern(images), _Pattern(masks)
     own = {name: fit[0] for name in files if (fit := next(of_images.fits(name), None))}
@@ -123,7 +121,7 @@ def has_parts(masks: str) -> bool:
 def require_relative(root: Path, option: str, pattern: str) -> None:
     """Refuse a pattern that leads out of the folder."""
     if Path(pattern).is_absolute() or ".." in Path(pattern).parts or not pattern:
-        raise SetrError(f"{option} {pattern or repr('')}: give a path below {root}", code=USAGE)
+        raise UsageError(f"{option} {pattern or repr('')}: give a path below {root}")
 
 
 class _Pattern:
@@ -184,8 +182,7 @@ def _wildcards(pattern: str) -> list[str]:
 
 
 def _agree(option: str, pattern: str, first: str, second: str) -> SetrError:
-    return SetrError(
+    return UsageError(
         f"{option} {pattern}: {printable(first)} and {printable(second)} agree in all that * "
-        "stands for; give the file ending, or another *",
-        code=USAGE,
+        "stands for; give the file ending, or another *"
     )

@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import torch
 
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.labels import IGNORE
 
 Augment = Callable[..., Any]
@@ -113,17 +113,15 @@ def require_augment(augment: Any, *, cache_features: str = "none") -> None:
         SetrError: a class, a list, a function of other arguments, or cached features.
     """
     if cache_features != "none":
-        raise SetrError(
+        raise UsageError(
             f"train.cache_features {cache_features}: stored features cannot be augmented; leave "
-            "it out, or augment",
-            code=USAGE,
+            "it out, or augment"
         )
     if isinstance(augment, type) or not callable(augment):
         what = f"the class {augment.__name__}" if isinstance(augment, type) else _kind(augment)
-        raise SetrError(
+        raise UsageError(
             f"augment is {what}; give a function of (image, mask, rng), or one transform, such as "
-            "an albumentations.Compose([…])",
-            code=USAGE,
+            "an albumentations.Compose([…])"
         )
     _calling(augment)
 
@@ -142,10 +140,9 @@ def require_sendable(augment: Augment) -> None:
         content = None
     has_file = hasattr(sys.modules.get("__main__"), "__file__")
     if content is None or (b"__main__" in content and not has_file):
-        raise SetrError(
+        raise UsageError(
             f"augment {described(augment)[:60]}: worker processes cannot load it; define it at the "
-            "top level of a .py file and import it from there, or set data.workers to 0",
-            code=USAGE,
+            "top level of a .py file and import it from there, or set data.workers to 0"
         )
 
 
@@ -183,9 +180,7 @@ def _calling(augment: Augment) -> Call:
         with contextlib.suppress(TypeError):
             signature.bind(*arguments)
             return call
-    raise SetrError(
-        f"augment takes {signature}; write it for (image, mask, rng) or (image, mask)", code=USAGE
-    )
+    raise UsageError(f"augment takes {signature}; write it for (image, mask, rng) or (image, mask)")
 
 
 def _with_rng(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from setr.data.mask_names import masks_by_stem, separate_masks
-from setr.errors import DATA_CHECK_FAILED, SetrError, first_few
+from setr.errors import DataError, SetrError, first_few
 from setr.reading.files import (
     IMAGE_SUFFIXES,
     composed,
@@ -58,7 +58,7 @@ def open_list(path: Path) -> TextIO:
         encoding = "utf-16" if wide else "utf-8-sig"
         return path.open(encoding=encoding, errors="surrogateescape", newline=None)
     except OSError as error:
-        raise data_error(f"{path}: cannot read ({error.strerror})") from None
+        raise DataError(f"{path}: cannot read ({error.strerror})") from None
 
 
 def listed_names(listed: Path, is_name: Callable[[str], object] = lambda _: False) -> list[str]:
@@ -73,7 +73,7 @@ def listed_names(listed: Path, is_name: Callable[[str], object] = lambda _: Fals
         first, *more = line.split()
         names.append(line if more and not is_file(first) and is_name(line) else first)
     if not names:
-        raise data_error(f"{listed}: lists no images; write their names, one a line")
+        raise DataError(f"{listed}: lists no images; write their names, one a line")
     refuse_doubles(listed, names)
     return names
 
@@ -112,7 +112,7 @@ def unique_stems(folder: str, files: Iterable[str]) -> dict[str, str]:
         first = stems.setdefault(stem_of(name), name)
         if first != name:
             ending = os.path.splitext(first)[1]
-            raise data_error(
+            raise DataError(
                 f"{folder or '.'}: {printable(first)} and {printable(name)} are images with the "
                 "same stem, so both would get the same mask; remove one of them, or take those of "
                 f"one ending: `setr init-data DIR --images '{folder or '.'}/*{ending}' --masks "
@@ -152,7 +152,7 @@ def select_listed(files: SplitFiles, listed: Path) -> SplitFiles:
         fitting = images.fitting(name)
         if len(fitting) > 1:
             shown = " and ".join(files.images[i] for i in fitting[:2])
-            raise data_error(
+            raise DataError(
                 f"{listed}: '{name}' matches {len(fitting)} images ({shown}); add the folder"
             )
         if fitting:
@@ -160,7 +160,7 @@ def select_listed(files: SplitFiles, listed: Path) -> SplitFiles:
         else:
             unknown.append(name)
     if unknown:
-        raise data_error(
+        raise DataError(
             f"{listed}: {len(unknown)} entries have no image: {', '.join(unknown[:10])}"
         )
     kept = [files.images[i] for i in keep]
@@ -210,7 +210,7 @@ def names_below(
 ) -> list[str]:
     """Names of the images below a folder, each with a prefix; an error if there are none."""
     if not folder.is_dir():
-        raise data_error(f"{folder}: no such folder")
+        raise DataError(f"{folder}: no such folder")
     names = walk_images(folder, suffixes)
     if not names:
         outlines = walk_images(folder, frozenset({".json", ".txt"}))
@@ -220,7 +220,7 @@ def names_below(
             else ""
         )
         unread = unread_text(folder)
-        raise data_error(f"{folder}: no images in this folder{hint}{unread and f'; {unread}'}")
+        raise DataError(f"{folder}: no images in this folder{hint}{unread and f'; {unread}'}")
     return [prefix + name for name in names]
 
 
@@ -242,7 +242,7 @@ def _require_none_missing(place: Path, missing: list[str], total: int, kind: str
             "; add them, or list the other pairs with `setr init-data DIR --images IMAGE_FOLDER "
             "--masks MASK_FOLDER`"
         )
-        raise data_error(
+        raise DataError(
             f"{place}: no {kind} for {len(missing)} of {total} images: {shown}"
             f"{fix if kind == 'mask' else ''}"
         )
@@ -252,11 +252,6 @@ def refuse_doubles(listed: Path, names: list[str]) -> None:
     """Raise an error if a list has a name twice."""
     if len(set(names)) < len(names):
         doubles = sorted(name for name, count in Counter(names).items() if count > 1)
-        raise data_error(
+        raise DataError(
             f"{listed}: '{doubles[0]}' is listed more than once ({len(doubles)} such names)"
         )
-
-
-def data_error(message: str) -> SetrError:
-    """An error in the data set (exit code 3)."""
-    return SetrError(message, code=DATA_CHECK_FAILED)

@@ -24,7 +24,7 @@ import numpy as np
 
 from setr.data.pairing import NoSplitError
 from setr.data.pairs import Strings
-from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_line
+from setr.errors import USAGE, DataError, SetrError, UsageError, first_line
 from setr.reading.parsed import json_of
 from setr.reading.storage import file_system
 
@@ -90,9 +90,7 @@ class Shards:
             size = self._size(shard["file"])
             if size != shard["bytes"]:
                 what = "missing" if size < 0 else f"{size:,} of {shard['bytes']:,} bytes"
-                raise SetrError(
-                    f"{self.root}/{shard['file']}: {what}; copy it again", code=DATA_CHECK_FAILED
-                )
+                raise DataError(f"{self.root}/{shard['file']}: {what}; copy it again")
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -160,7 +158,7 @@ class Shards:
         try:
             data: bytes = store.cat_file(f"{root}/{name}", start=start, end=stop)
         except FileNotFoundError:
-            raise SetrError(f"{self.root}/{name}: no such file", code=USAGE) from None
+            raise UsageError(f"{self.root}/{name}: no such file") from None
         except Exception as error:  # network and permission errors of many libraries
             raise SetrError(f"{self.root}/{name}: cannot read ({first_line(error)})") from None
         return data

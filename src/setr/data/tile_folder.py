@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from setr.data.pairing import data_error
 from setr.data.split_draft import known_split
 from setr.data.tile_draft import Tile, divide_tiles, windows
 from setr.data.tile_files import box_of, is_blank, is_turned, mask_to_cut, write_image, write_mask
-from setr.errors import USAGE, SetrError
+from setr.errors import DataError, SetrError, UsageError
 from setr.processes.lock import lock_file
 from setr.processes.progress import Progress
 from setr.reading.files import cannot_write, write_bytes, writing
@@ -57,13 +56,11 @@ class TileFolder:
 
     def __init__(self, root: Path, side: int) -> None:
         if side < SMALLEST:
-            raise SetrError(f"--tile {side}: give {SMALLEST} pixels or more", code=USAGE)
+            raise UsageError(f"--tile {side}: give {SMALLEST} pixels or more")
         import_gdal(f"--tile {side}")
         self.root, self.side = root, side
         if (root / TILES).exists() and not has_tiles(root):
-            raise SetrError(
-                f"{root / TILES}: exists, and was not written by --tile; rename it", code=USAGE
-            )
+            raise UsageError(f"{root / TILES}: exists, and was not written by --tile; rename it")
         self._lock = locked(root)
         try:
             self.clear()
@@ -180,12 +177,12 @@ class TileFolder:
         """
         labelled = [tile for tile in self.tiles if classes.get(tile.mask)]
         if not labelled:
-            raise data_error(f"{self.root}: no tile has a pixel with a class")
+            raise DataError(f"{self.root}: no tile has a pixel with a class")
         splits = divide_tiles(labelled, val_share, known, classes)
         if "train" not in splits and any(
             known_split(tile.source, known) in ("train", "") for tile in labelled
         ):
-            raise data_error(
+            raise DataError(
                 f"{self.root}: all tiles for training show ground of images for validation or "
                 "testing; put images of one place into one split"
             )

@@ -14,7 +14,7 @@ from setr.bands import Bands, check_pixels
 from setr.data.dataset import Dataset, Mask, Pixels
 from setr.data.pairing import SplitFiles
 from setr.data.pairs import Pairs
-from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.errors import DataError, SetrError, UsageError
 from setr.labels import IGNORE, Labels
 from setr.processes.quota import cpus
 from setr.reading.files import no_images, walk_images
@@ -47,7 +47,7 @@ def open_unlabelled(folder: str | os.PathLike, labels: Labels, bands: Bands | No
     """
     root = Path(folder)
     if not root.is_dir():
-        raise SetrError(f"{SPLIT} {folder}: no such folder", code=USAGE)
+        raise UsageError(f"{SPLIT} {folder}: no such folder")
     names = walk_images(root)
     if not names:
         raise no_images(folder, SPLIT)
@@ -77,7 +77,6 @@ def require_readable(images: Dataset, progress: Callable[[int, int], None]) -> N
     if problems:
         listed = "; ".join(problems[:_SHOWN])
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise SetrError(
-            f"{SPLIT}: {len(problems)} of {len(images)} images cannot be used: {listed}{more}",
-            code=DATA_CHECK_FAILED,
+        raise DataError(
+            f"{SPLIT}: {len(problems)} of {len(images)} images cannot be used: {listed}{more}"
         )

@@ -15,7 +15,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader
 
-from setr.errors import USAGE, SetrError, first_line
+from setr.errors import UsageError, first_line
 from setr.processes.quota import cpus
 
 LINGER = 10.0
@@ -62,11 +62,10 @@ class Loader(DataLoader):
         except (AttributeError, TypeError, pickle.PicklingError) as error:
             if not self.num_workers or multiprocessing.get_start_method() == "fork":
                 raise
-            raise SetrError(
+            raise UsageError(
                 f"samples: worker processes cannot load them ({first_line(error)}); define their "
                 "class at the top level of a .py file and keep no open files in it, or set "
-                "data.workers to 0",
-                code=USAGE,
+                "data.workers to 0"
             ) from None
 
 

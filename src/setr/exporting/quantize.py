@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from setr._extras import import_extra
 from setr.data.dataset import Dataset
 from setr.data.sampling import evenly_spaced
-from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.errors import DataError, SetrError
 from setr.exporting.sessions import INPUT
 from setr.inference import normalize
 from setr.model_info import ModelInfo
@@ -59,7 +59,7 @@ def calibration_images(
         top, left = (int((side + 1) * (place * 0.618034 % 1)) for side in free)
         found.append(x[..., top : top + h, left : left + w].contiguous().numpy())
     if not found:
-        raise SetrError(f"--calibration: {problem}", code=DATA_CHECK_FAILED)
+        raise DataError(f"--calibration: {problem}")
     return found
 
 

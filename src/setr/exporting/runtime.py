@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.exporting.sessions import COARSE, LARGEST_PATCH, Run, onnx_run, openvino_run
 from setr.model import Output, resize
 from setr.model_info import ModelInfo, read_info
@@ -56,11 +56,10 @@ class Form(NamedTuple):
             free = [whole - side for whole, side in zip(self.size, images.shape[-2:], strict=True)]
             if min(free) < 0:
                 H, W = images.shape[-2:]
-                raise SetrError(
+                raise UsageError(
                     f"the file takes images of {self.size[0]}x{self.size[1]} (height x width) and "
                     f"was given {H}x{W}; leave out --window, --protocol and their like, or export "
-                    "without --size",
-                    code=USAGE,
+                    "without --size"
                 )
             images = np.pad(images, ((0, 0), (0, 0), (0, free[0]), (0, free[1])))
         if self.pixels:
@@ -132,7 +131,7 @@ def open_exported(path: Path, device: str = "auto") -> tuple[ExportedModel, Mode
             runtime is not installed.
     """
     if not path.is_file():
-        raise SetrError(f"{path}: no such file", code=USAGE)
+        raise UsageError(f"{path}: no such file")
     opener = onnx_run if path.suffix == ".onnx" else openvino_run
     run, stored = opener(path, (COARSE,), device)
     missing = [key for key in KEYS if key not in stored]

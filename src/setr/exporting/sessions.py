@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from setr._extras import import_extra
-from setr.errors import USAGE, SetrError, first_line
+from setr.errors import SetrError, UsageError, first_line
 from setr.processes.machine import HEAP, page_out
 from setr.reading.parsed import json_of
 
@@ -78,10 +78,9 @@ def _providers(device: str, available: Sequence[str]) -> list[tuple[str, dict[st
         return [(cpu, {})]
     named = re.fullmatch(r"cuda(?::(\d+))?", device)
     if not named or gpu not in available:
-        raise SetrError(
+        raise UsageError(
             f"device '{device}': this onnxruntime has {', '.join(available)}; use --device cpu, or "
-            "install onnxruntime-gpu",
-            code=USAGE,
+            "install onnxruntime-gpu"
         )
     return [(gpu, {"device_id": named[1] or "0"}), (cpu, {})]
 
@@ -96,9 +95,7 @@ def openvino_run(
     """
     ov = import_extra("openvino", "openvino", str(path))
     if device not in ("auto", "cpu"):
-        raise SetrError(
-            f"device '{device}': OpenVINO files run on the CPU here; use --device cpu", code=USAGE
-        )
+        raise UsageError(f"device '{device}': OpenVINO files run on the CPU here; use --device cpu")
     core = ov.Core()
     with _own_copy(path.with_suffix(".bin")) as weights:
         if weights is None:

@@ -7,7 +7,7 @@ import re
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 
 
 class Backbone(nn.Module):
@@ -63,10 +63,9 @@ class Backbone(nn.Module):
         """
         stages = self.stages()
         if not -1 <= count <= len(stages):
-            raise SetrError(
+            raise UsageError(
                 f"freeze {count}: this encoder has {len(stages)} blocks; give -1 (all of it), "
-                f"0 (nothing) or up to {len(stages)}",
-                code=USAGE,
+                f"0 (nothing) or up to {len(stages)}"
             )
         last = stages[count:] if count > 0 else []
         trainable = _ids(last if count else [self])
@@ -105,8 +104,8 @@ def require_taps(taps: tuple[int, ...], name: str, parts: str, *, count: int) ->
         count: number of these parts.
     """
     if not taps or list(taps) != sorted(set(taps)) or taps[0] < 1 or taps[-1] > count:
-        raise SetrError(
-            f"taps {taps}: {parts} are numbered 1 to {count} in {name} and must ascend", code=USAGE
+        raise UsageError(
+            f"taps {taps}: {parts} are numbered 1 to {count} in {name} and must ascend"
         )
 
 

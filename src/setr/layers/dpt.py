@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.layers.conv_bn_relu import ConvBNReLU
 from setr.layers.cpu_blocks import is_traced
 from setr.layers.upsampling import require_final_scale, resize_bilinear, upsample
@@ -160,14 +160,11 @@ class DPTNeck(nn.Module):
     ) -> None:
         super().__init__()
         if len(widths) > len(SCALES):
-            raise SetrError(
-                f"taps: {len(widths)} blocks; DPT reads {len(SCALES)} or fewer", code=USAGE
-            )
+            raise UsageError(f"taps: {len(widths)} blocks; DPT reads {len(SCALES)} or fewer")
         reassembled = reassembled or reassembled_channels(width)[: len(widths)]
         if len(reassembled) != len(widths):
-            raise SetrError(
-                f"reassembled {tuple(reassembled)}: give one number for each of {len(widths)} taps",
-                code=USAGE,
+            raise UsageError(
+                f"reassembled {tuple(reassembled)}: give one number for each of {len(widths)} taps"
             )
         self.channels = channels
         self.reassemble = nn.ModuleList(

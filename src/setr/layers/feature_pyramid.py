@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.layers.cpu_blocks import is_traced
 from setr.layers.joined_convolution import OpenConvBNReLU
 
@@ -39,10 +39,9 @@ class FeaturePyramidNeck(nn.Module):
     def __init__(self, widths: list[int], *, channels: int = 512) -> None:
         super().__init__()
         if len(widths) != len(DOUBLINGS) + 1:
-            raise SetrError(
+            raise UsageError(
                 f"upernet: {len(widths)} taps, but its neck makes 4 levels; give 4 blocks as taps, "
-                "or the neck none",
-                code=USAGE,
+                "or the neck none"
             )
         self.channels = channels
         self.widths = [channels] * len(DOUBLINGS) + widths[-1:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 
 SCALE = 2.0
 """Factor s on the low-rank product (alpha / rank in the paper's terms)."""
@@ -64,15 +64,13 @@ def fit_low_rank(
     if not ours:
         return merged_state(given)
     if not theirs and any(f"{n.removesuffix('.weight')}{_PARTS}original" in own for n in given):
-        raise SetrError(
-            f"{source}: has no LoRA layers, and the model has; load weights before add_lora",
-            code=USAGE,
+        raise UsageError(
+            f"{source}: has no LoRA layers, and the model has; load weights before add_lora"
         )
     if theirs not in (0, ours):
-        raise SetrError(
+        raise UsageError(
             f"{source}: has LoRA of rank {theirs}, the model of rank {ours}; give add_lora the "
-            f"rank {theirs}, or load into a model without LoRA, which merges it",
-            code=USAGE,
+            f"rank {theirs}, or load into a model without LoRA, which merges it"
         )
     return given
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.layers.cpu_blocks import speed_up
 from setr.layers.recompute import recompute_cheap
 
@@ -54,12 +54,11 @@ class MaskTransformer(nn.Module):
         width = channels or in_channels
         heads = num_heads or max(1, width // HEAD_WIDTH)
         if num_layers < 1:
-            raise SetrError(f"num_layers {num_layers}: give at least 1", code=USAGE)
+            raise UsageError(f"num_layers {num_layers}: give at least 1")
         if width % heads:
-            raise SetrError(
+            raise UsageError(
                 f"channels {width}: not divisible by {heads} attention heads; give a multiple, or "
-                "another num_heads",
-                code=USAGE,
+                "another num_heads"
             )
         self.norm = nn.LayerNorm(in_channels, eps=encoder_eps)
         self.project = nn.Linear(in_channels, width)

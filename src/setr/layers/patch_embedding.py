@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.layers.products import no_autocast
 
 
@@ -40,15 +40,12 @@ def overlap_patches(vit: Any, name: str, stride: int) -> None:
     embed = vit.patch_embed
     size = embed.proj.kernel_size[0]
     if hasattr(embed, "backbone"):
-        raise SetrError(
-            f"patch_stride {stride}: {name} has a ResNet in place of patches", code=USAGE
-        )
+        raise UsageError(f"patch_stride {stride}: {name} has a ResNet in place of patches")
     if not isinstance(stride, int) or not 0 < stride <= size or (size - stride) % 2:
-        raise SetrError(
+        raise UsageError(
             f"patch_stride {stride}: {name} has patches of {size} px; give "
             f"{', '.join(str(s) for s in range(size, 0, -2) if s >= size / 2)} or another "
-            "stride smaller than the patch by an even number, so that patches stay centred",
-            code=USAGE,
+            "stride smaller than the patch by an even number, so that patches stay centred"
         )
     embed.proj.stride = (stride, stride)
     embed.proj.padding = ((size - stride) // 2,) * 2

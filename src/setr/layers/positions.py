@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from setr.arguments.choices import PosInterp
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.layers.products import exact_products
 
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
@@ -102,8 +102,7 @@ def require_absolute_positions(vit: Any, name: str) -> None:
     """Raise `SetrError` unless a timm ViT embeds the positions of all tokens absolutely."""
     rotary = getattr(vit, "rope", None) is not None
     if rotary or getattr(vit, "pos_embed", None) is None or getattr(vit, "no_embed_class", False):
-        raise SetrError(
+        raise UsageError(
             f"encoder '{name}': pos_interp and prefix_tokens need an absolute position embedding "
-            "that covers the prefix tokens; leave both at their defaults",
-            code=USAGE,
+            "that covers the prefix tokens; leave both at their defaults"
         )

@@ -7,7 +7,7 @@ from typing import get_args
 import torch
 
 from setr.arguments.choices import Precision
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
@@ -20,18 +20,14 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
         SetrError: unknown precision, or one that the hardware does not support.
     """
     if precision not in get_args(Precision):
-        raise SetrError(
-            f"precision {precision!r}: give {', '.join(get_args(Precision))}", code=USAGE
-        )
+        raise UsageError(f"precision {precision!r}: give {', '.join(get_args(Precision))}")
     if precision == "fp32":
         return None
     if precision == "fp16" and device.type == "cpu":
-        raise SetrError("precision fp16: CPUs compute in bf16 or fp32; choose auto", code=USAGE)
+        raise UsageError("precision fp16: CPUs compute in bf16 or fp32; choose auto")
     has_bf16 = _supports_bf16(device)
     if precision == "bf16" and not has_bf16:
-        raise SetrError(
-            f"precision bf16: this {device.type} does not support it; choose auto", code=USAGE
-        )
+        raise UsageError(f"precision bf16: this {device.type} does not support it; choose auto")
     if precision == "auto":
         precision = "bf16" if has_bf16 else "fp16" if device.type == "cuda" else "fp32"
     return {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]

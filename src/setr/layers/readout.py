@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from setr.arguments.choices import Readout
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 
 
 def read_out(patches: Tensor, token: Tensor, readout: Readout) -> Tensor:
@@ -43,16 +43,13 @@ def require_readout(vit: Any, name: str, readout: Readout, *, dropped: bool) -> 
         dropped: whether prefix tokens are dropped before the blocks.
     """
     if readout not in get_args(Readout):
-        raise SetrError(f"readout {readout!r}: give {', '.join(get_args(Readout))}", code=USAGE)
+        raise UsageError(f"readout {readout!r}: give {', '.join(get_args(Readout))}")
     if readout == "ignore":
         return
     if dropped:
-        raise SetrError(
+        raise UsageError(
             f"readout '{readout}': prefix_tokens 'drop' drops the class token; keep it, or give "
-            "readout 'ignore'",
-            code=USAGE,
+            "readout 'ignore'"
         )
     if getattr(vit, "cls_token", None) is None:
-        raise SetrError(
-            f"readout '{readout}': {name} has no class token; give readout 'ignore'", code=USAGE
-        )
+        raise UsageError(f"readout '{readout}': {name} has no class token; give readout 'ignore'")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from setr.errors import USAGE, SetrError, first_line
+from setr.errors import SetrError, UsageError, first_line
 
 _FAMILIES = (
     r"(vit|deit3?|eva02|eva|flexivit|naflexvit|beit|beitv2|beit3|aimv2|samvit|cait)_|"
@@ -74,10 +74,9 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
     vit = _created(name, needed, {**size, **timm_args})
     embed = getattr(vit, "patch_embed", None)  # a NaFlex ViT gets its own below
     if embed is not None and min(embed.grid_size) < 1:
-        raise SetrError(
+        raise UsageError(
             f"img_size {img_size}: {name} has patches of {embed.patch_size[0]} pixels; "
-            "give the side of an image in pixels, no smaller than a patch",
-            code=USAGE,
+            "give the side of an image in pixels, no smaller than a patch"
         )
     if getattr(vit, "attn_pool", None) is not None:
         vit.attn_pool = None  # SigLIP's pooling head is not used and would get no gradient
@@ -94,10 +93,9 @@ def require_architecture(timm_args: dict[str, Any]) -> None:
     """
     wrong = sorted(_OF_WEIGHTS & timm_args.keys())
     if wrong:
-        raise SetrError(
+        raise UsageError(
             f"encoder_args: {wrong[0]} is about weights, not the architecture; leave it out, and "
-            "give weights as pretrained",
-            code=USAGE,
+            "give weights as pretrained"
         )
 
 
@@ -170,22 +168,19 @@ def _require_known(name: str) -> None:
     near = timm.list_models(f"*{bare}*")[:3]
     near = near or difflib.get_close_matches(bare, timm.list_models(), 3)
     nearest = f"; nearest: {', '.join(near)}" if near else ""
-    raise SetrError(
-        f"encoder '{name}' is not a timm model{nearest} (`setr models --encoders` lists all)",
-        code=USAGE,
+    raise UsageError(
+        f"encoder '{name}' is not a timm model{nearest} (`setr models --encoders` lists all)"
     )
 
 
 def _not_buildable(name: str, given: dict[str, Any], error: Exception) -> SetrError:
     """What to do about timm's error: choose another encoder, or other arguments."""
     if isinstance(error, TypeError) and ("dynamic_img" in str(error) or not given):
-        return SetrError(
+        return UsageError(
             f"encoder '{name}' cannot be used: it is not a plain ViT with variable input size "
-            f"({error}); choose one of `setr models --encoders`",
-            code=USAGE,
+            f"({error}); choose one of `setr models --encoders`"
         )
     settings = ", ".join(f"{key} {value}" for key, value in given.items()) or "its own settings"
-    return SetrError(
-        f"encoder '{name}' cannot be built with {settings} ({first_line(error)}); correct them",
-        code=USAGE,
+    return UsageError(
+        f"encoder '{name}' cannot be built with {settings} ({first_line(error)}); correct them"
     )

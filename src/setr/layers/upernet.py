@@ -18,7 +18,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.layers.channel_norm import ChannelNorm
 from setr.layers.conv_bn_relu import ConvBNReLU
 from setr.layers.cpu_blocks import is_traced
@@ -66,10 +66,9 @@ class UPerNeck(nn.Module):
     ) -> None:
         super().__init__()
         if pyramid and len(widths) != len(SCALES):
-            raise SetrError(
+            raise UsageError(
                 f"upernet: {len(widths)} taps, but its neck makes {len(SCALES)} levels; give "
-                f"{len(SCALES)} blocks as taps, or the neck none",
-                code=USAGE,
+                f"{len(SCALES)} blocks as taps, or the neck none"
             )
         inner = (inner or widths[-1]) if pyramid else None
         self.channels, self.pyramid = channels, pyramid

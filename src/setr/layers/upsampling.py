@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.layers.cpu_blocks import is_traced
 from setr.layers.products import exact_products
 
@@ -24,9 +24,7 @@ MAX_FINAL_SCALE = 32
 def require_final_scale(factor: int) -> None:
     """Raise `SetrError` unless logits can be upsampled by this factor."""
     if not isinstance(factor, int) or not 1 <= factor <= MAX_FINAL_SCALE:
-        raise SetrError(
-            f"final_scale {factor!r}: give a whole number from 1 to {MAX_FINAL_SCALE}", code=USAGE
-        )
+        raise UsageError(f"final_scale {factor!r}: give a whole number from 1 to {MAX_FINAL_SCALE}")
 
 
 def resize_bilinear(x: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:

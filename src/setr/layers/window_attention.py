@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr._timm import timm
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.layers.adapted_vit import AdaptedViT, adapt
 from setr.layers.cpu_blocks import takes_attention
 from setr.layers.positions import is_known, resize_maps
@@ -178,9 +178,7 @@ def make_windowed(vit: Any, name: str) -> None:
         SetrError: rotary positions, which timm makes for one grid.
     """
     if vit.rope_global is not None:
-        raise SetrError(
-            f"encoder '{name}': use_rope needs images of one size; leave it out", code=USAGE
-        )
+        raise UsageError(f"encoder '{name}': use_rope needs images of one size; leave it out")
     adapt(vit, WindowedViT)
     vit.norm = nn.Identity()  # behind the blocks only SAM's neck follows, which is not used
     if vit.pos_embed is not None:

@@ -21,8 +21,7 @@ from setr.data.flat_pairs import (
 from setr.data.layouts import listed_splits
 from setr.data.mask_parts import Folders, MaskParts, parts_beside, parts_in_folders
 from setr.data.name_patterns import has_parts, parts_by_pattern
-from setr.data.pairing import data_error
-from setr.errors import SetrError
+from setr.errors import DataError, SetrError
 from setr.labels import IGNORE
 from setr.outlines.drawing import Shape
 from setr.outlines.index import BACKGROUND, AnnotatedFolder, AnnotatedImage
@@ -71,7 +70,7 @@ def _in_folders(
     if not _are_binary(root, parts, threshold):
         return None
     if parts.problem:
-        raise data_error(f"{root}: {parts.problem}")
+        raise DataError(f"{root}: {parts.problem}")
     return _joined(root, parts, threshold)
 
 
@@ -150,7 +149,7 @@ def _are_binary(root: Path, parts: MaskParts, threshold: int) -> bool:
     for (a, b), both in common.items():
         outside = min(areas[a], areas[b]) - both
         if both > _SAME * (areas[a] + areas[b] - both) and outside > _INSIDE * both:
-            raise data_error(
+            raise DataError(
                 f"{root}: masks of '{a}' and of '{b}' mostly cover the same pixels, as those of "
                 "two annotators do; choose with --images and --masks (as 'masks/*_A'), or join "
                 "both as classes with {class} in --masks"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from setr.data.flat_pairs import files_below
-from setr.data.pairing import data_error
+from setr.errors import DataError
 from setr.outlines.cvat import cvat_outlines
 from setr.outlines.index import AnnotatedFolder, ImageIndex
 from setr.outlines.json_files import json_outlines
@@ -38,7 +38,7 @@ def find_outlines(root: Path, class_key: str = "") -> AnnotatedFolder | None:
     found = [annotated for annotated in (*formats, yolo_outlines(root, images, index)) if annotated]
     if len(found) > 1:
         kinds = " and ".join(annotated.kind for annotated in found)
-        raise data_error(f"{root}: contains outlines of {kinds}; keep one of them in the folder")
+        raise DataError(f"{root}: contains outlines of {kinds}; keep one of them in the folder")
     if not found:
         return None
     _refuse_doubles(root, found[0])
@@ -52,12 +52,12 @@ def _refuse_doubles(root: Path, annotated: AnnotatedFolder) -> None:
     for entry in annotated.images:
         other = sources.get(entry.image)
         if other == entry.source:
-            raise data_error(
+            raise DataError(
                 f"{root}: {other} lists the image {entry.image} twice, perhaps by two annotators; "
                 "merge the annotations into one entry, or remove one of the two"
             )
         if other is not None:
-            raise data_error(
+            raise DataError(
                 f"{root}: {entry.image} has outlines in {other} and in {entry.source}; keep one "
                 "of these files in the folder"
             )

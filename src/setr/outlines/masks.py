@@ -17,9 +17,8 @@ from typing import NoReturn
 import numpy as np
 
 from setr.data.flat_pairs import DRAWN
-from setr.data.pairing import data_error
 from setr.data.tile_folder import TileFolder, names_for
-from setr.errors import USAGE, SetrError, nearest
+from setr.errors import DataError, SetrError, UsageError, nearest
 from setr.labels import IGNORE, Labels
 from setr.outlines.drawing import Drawn, Rules
 from setr.outlines.index import BACKGROUND, IGNORED, AnnotatedFolder, AnnotatedImage
@@ -104,7 +103,7 @@ def draw_masks(
         )
     classes = _with_rest(own, rest)
     if len(classes) > IGNORE:
-        raise data_error(
+        raise DataError(
             f"{root}: outlines ({annotated.kind}) of {len(classes)} classes, including --rest; at "
             f"most {IGNORE} fit into masks: merge some, or remove them from the file"
         )
@@ -203,15 +202,15 @@ def _require_known(order: tuple[str, ...], names: tuple[str, ...]) -> None:
         if name not in names:
             near = nearest(name, names)
             hint = f"did you mean '{near}'?" if near else f"they are {', '.join(names[:SHOWN])}"
-            raise SetrError(f"--order {','.join(order)}: no class '{name}'; {hint}", code=USAGE)
+            raise UsageError(f"--order {','.join(order)}: no class '{name}'; {hint}")
     if len(set(order)) < len(order):
-        raise SetrError(f"--order {','.join(order)}: name each class once", code=USAGE)
+        raise UsageError(f"--order {','.join(order)}: name each class once")
 
 
 def _refuse(root: Path, annotated: AnnotatedFolder, problems: list[str]) -> NoReturn:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    raise data_error(
+    raise DataError(
         f"{root}: {count} with outlines ({annotated.kind}): {'; '.join(problems[:SHOWN])}{more}"
     )
 
@@ -221,10 +220,9 @@ def _with_rest(names: tuple[str, ...], rest: str) -> tuple[str, ...]:
     if rest not in NOT_COUNTED:
         names = tuple(dict.fromkeys((*names, rest)))
     if len(names) < 2:
-        raise SetrError(
+        raise UsageError(
             f"--rest {rest}: the outlines have a single class, '{names[0]}'; give another class "
-            "for the pixels outside them",
-            code=USAGE,
+            "for the pixels outside them"
         )
     return names
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from setr.bands import as_rgb, read_pixels
 from setr.data.dataset import require_size
-from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.errors import DataError, SetrError, UsageError
 from setr.explain import (
     attention_maps,
     attention_rollout,
@@ -117,7 +117,7 @@ def attention_figure(
     rows: list[list[Panel]] = []
     for x, y in points or ((W / 2, H / 2),):
         if not (0 <= x < W and 0 <= y < H):
-            raise SetrError(f"point {x:g},{y:g}: outside the image of {W}x{H}", code=USAGE)
+            raise UsageError(f"point {x:g},{y:g}: outside the image of {W}x{H}")
         cell = (
             int(y * view.pixels.shape[-2] / H) // patch,
             int(x * view.pixels.shape[-1] / W) // patch,
@@ -133,7 +133,7 @@ def attention_figure(
             elif 1 <= head <= len(heads):
                 chosen.append((heads[head - 1], f"layer {layer}, head {head}"))
             else:
-                raise SetrError(f"head {head}: layer {layer} has 1 to {len(heads)}", code=USAGE)
+                raise UsageError(f"head {head}: layer {layer} has 1 to {len(heads)}")
         place = x * shown.shape[1] / W, y * shown.shape[0] / H
         panels = [
             (mark(heat(view.over(shown, saturated(values), patch)), *place), caption)
@@ -224,9 +224,8 @@ def compare_figure(
     """
     labels = a.info.labels
     if labels.classes != b.info.labels.classes:
-        raise SetrError(
-            f"{names[0]} and {names[1]} have different classes; give two models of the same ones",
-            code=USAGE,
+        raise UsageError(
+            f"{names[0]} and {names[1]} have different classes; give two models of the same ones"
         )
     ours, theirs = a.predict(path), b.predict(path)
     differ = ours.mask != theirs.mask
@@ -272,18 +271,14 @@ def _truth(path: Path, labels: Labels, size: tuple[int, ...]) -> np.ndarray:
         raw = read_mask(path, rgb=labels.colour_map is not None)
         require_size(path, raw, size)
     except ColourMaskError:
-        raise SetrError(
+        raise DataError(
             f"{path}: holds colours, but the models were trained on ids; give a label image of one "
-            "id per pixel (8-bit grey or palette PNG), as their data had",
-            code=DATA_CHECK_FAILED,
+            "id per pixel (8-bit grey or palette PNG), as their data had"
         ) from None
     except SetrError as error:
-        raise SetrError(str(error), code=DATA_CHECK_FAILED) from None
+        raise DataError(str(error)) from None
     try:
         return labels.to_train_ids(raw)
     except SetrError as error:  # whose advice is for a data.yaml
         reason = str(error).partition(";")[0]
-        raise SetrError(
-            f"{path}: {reason}; give a label image coded as the models' data",
-            code=DATA_CHECK_FAILED,
-        ) from None
+        raise DataError(f"{path}: {reason}; give a label image coded as the models' data") from None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from setr.errors import USAGE, SetrError, first_few, nearest
+from setr.errors import UsageError, first_few, nearest
 from setr.labels import IGNORE
 
 
@@ -24,7 +24,7 @@ def chosen_ids(names: Sequence[str], classes: Sequence[str]) -> tuple[int, ...]:
         if name not in classes:
             near = nearest(name, classes)
             hint = f"did you mean '{near}'?" if near else f"the model has {first_few(classes, 20)}"
-            raise SetrError(f"classes '{name}': is not a class of the model; {hint}", code=USAGE)
+            raise UsageError(f"classes '{name}': is not a class of the model; {hint}")
     wanted = names or classes
     return tuple(number for number, name in enumerate(classes) if name in wanted)
 

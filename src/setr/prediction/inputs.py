@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from setr._extras import import_extra
 from setr.data.shard_writer import Keys
-from setr.errors import USAGE, SetrError, first_line
+from setr.errors import SetrError, UsageError, first_line
 from setr.reading.files import IMAGE_SUFFIXES, expanded, no_images, one_line, unread_text
 from setr.reading.pillow import Source
 from setr.reading.storage import file_system, is_address, read_range
@@ -130,7 +130,7 @@ def _items(source: str) -> Iterator[Item]:
         return
     for path, name in expanded(source) or expanded(source, frozenset(ARCHIVES)):
         if not name:  # ends in a slash, or is empty
-            raise SetrError(f"{source or repr(source)}: no such folder", code=USAGE)
+            raise UsageError(f"{source or repr(source)}: no such folder")
         if path.endswith(ARCHIVES):
             yield from _archive(path, file_stamp(path))
         else:
@@ -164,7 +164,7 @@ def _remote(source: str) -> Iterator[Item]:
     except SetrError:
         raise
     except Exception as error:  # of many libraries
-        raise SetrError(f"{source}: cannot list ({first_line(error)})", code=USAGE) from None
+        raise UsageError(f"{source}: cannot list ({first_line(error)})") from None
     for file in () if wanted else archives:
         yield from _archive(store.unstrip_protocol(file), _remote_stamp(store, file))
 
@@ -192,7 +192,7 @@ def _archive(place: str, stamp: str) -> Iterator[Item]:
         with _opened(place) as file:
             items = list(list_items(file, place, stamp))
     except FileNotFoundError:
-        raise SetrError(f"{place}: no such file", code=USAGE) from None
+        raise UsageError(f"{place}: no such file") from None
     except SetrError:
         raise
     except Exception as error:  # tarfile, pyarrow and network errors
@@ -216,7 +216,7 @@ def _parquet_items(file: Any, place: str, stamp: str) -> Iterator[Item]:
     table = pq.ParquetFile(file)
     columns = table.schema_arrow.names
     if "image" not in columns:
-        raise SetrError(f"{place}: needs a column 'image'; it has {', '.join(columns)}", code=USAGE)
+        raise UsageError(f"{place}: needs a column 'image'; it has {', '.join(columns)}")
     named = next((c for c in NAME_COLUMNS if c in columns), None)
     stem, number = PurePosixPath(place).stem, 0
     for group in range(table.num_row_groups):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from setr._extras import import_extra
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.processes import lock
 from setr.reading.files import cannot_write, printable, writing
 from setr.reading.parsed import json_of
@@ -105,8 +105,8 @@ class Manifest:
         try:
             self._fd, _ = lock.open_locked(path, flags, "flock")
         except BlockingIOError:
-            raise SetrError(
-                f"{path}: another run is writing it; wait for it, or use --shard i/n", code=USAGE
+            raise UsageError(
+                f"{path}: another run is writing it; wait for it, or use --shard i/n"
             ) from None
         except OSError as error:
             raise cannot_write(path, error) from None

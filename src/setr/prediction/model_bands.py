@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from setr.bands import Bands, Range
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.model_info import ModelInfo
 from setr.prediction.rasters import Raster, fits_channels
 
@@ -43,10 +43,9 @@ class ModelBands:
         """
         if bands and not fits_channels(bands, self.channels):
             number = "one or three" if self.channels == 3 else self.channels
-            raise SetrError(
+            raise UsageError(
                 f"bands {','.join(map(str, bands))}: the model takes {self.channels} channels; "
-                f"give {number} numbers",
-                code=USAGE,
+                f"give {number} numbers"
             )
         own = self.of_files or Bands((1, 2, 3))
         numbers = bands * (self.channels // len(bands)) if bands else own.numbers

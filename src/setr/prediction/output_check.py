@@ -6,7 +6,7 @@ import os
 import posixpath
 from collections.abc import Iterable
 
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.prediction.inputs import Item
 from setr.reading.storage import Identity, Storage, identity
 from setr.reading.urls import is_url
@@ -50,10 +50,9 @@ def _claim_files(item: Item, names: Iterable[str], owners: dict[str, Item]) -> N
 def _claim_name(item: Item, called: dict[str, Item]) -> None:
     """Note the name of an input; refuse one that another has: in packs, outputs are renamed."""
     if called.setdefault(item.name, item) is not item:
-        raise SetrError(
+        raise UsageError(
             f"{item.shown} and {called[item.name].shown} would both be '{item.name}' in the "
-            "manifest; give them other names, or use two output folders",
-            code=USAGE,
+            "manifest; give them other names, or use two output folders"
         )
 
 
@@ -74,10 +73,9 @@ def _require_no_inputs(
     for name in replaced:
         for found in storage.identities(name):
             if found in inputs:
-                raise SetrError(
+                raise UsageError(
                     f"{inputs[found]}: is an input that this run would replace by its results; "
-                    "choose another folder with -o",
-                    code=USAGE,
+                    "choose another folder with -o"
                 )
 
 
@@ -90,15 +88,13 @@ def _require_own(names: Iterable[str], storage: Storage) -> None:
         if os.path.isfile(storage.path(name)):
             if any(found.endswith(".jsonl") for found in storage.names("manifest")):
                 return
-            raise SetrError(
+            raise UsageError(
                 f"{storage.path(name)}: is there already, and no manifest of a run that wrote it; "
-                "choose another folder with -o, or move it away",
-                code=USAGE,
+                "choose another folder with -o, or move it away"
             )
 
 
 def _clash(one: Item, other: Item, name: str) -> SetrError:
-    return SetrError(
-        f"{one.shown} and {other.shown} would both write {name}; use two output folders",
-        code=USAGE,
+    return UsageError(
+        f"{one.shown} and {other.shown} would both write {name}; use two output folders"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from setr._extras import import_extra
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.prediction.kinds import KINDS, options_of
 from setr.prediction.rasters import RASTER_KINDS
 from setr.result import Result
@@ -33,7 +33,7 @@ def parse_kinds(text: str) -> tuple[str, ...]:
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         known = ", ".join([*KINDS, "palette"])
-        raise SetrError(f"--save {unknown[0]}: choose from {known}", code=USAGE)
+        raise UsageError(f"--save {unknown[0]}: choose from {known}")
     if "gpkg" in kinds:
         import_extra("pyogrio", "geo", "--save gpkg")
     return kinds

@@ -10,7 +10,7 @@ import torch
 
 from setr import distributed
 from setr.arguments.choices import Precision
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.evaluation import computed_in
 from setr.exporting.runtime import ExportedModel
 from setr.kernels.recorded import recorded
@@ -56,10 +56,9 @@ class PlacedModel:
             SetrError: no such device, one that lacks the precision, or an exported file.
         """
         if isinstance(self.model, ExportedModel):
-            raise SetrError(
+            raise UsageError(
                 f"{self.model.name}: an exported file stays on its device; give device= to "
-                "setr.load",
-                code=USAGE,
+                "setr.load"
             )
         self._place(self.model, device)
         return self
@@ -82,10 +81,9 @@ class PlacedModel:
             SetrError: the model is an exported file, which only computes scores.
         """
         if isinstance(self.model, ExportedModel):
-            raise SetrError(
+            raise UsageError(
                 f"{self.model.name}: an exported file only computes scores; give the model it was "
-                "made from",
-                code=USAGE,
+                "made from"
             )
         return self.model
 

@@ -21,7 +21,7 @@ from typing import TypedDict
 import cv2
 import numpy as np
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 
 LARGEST_TOLERANCE = 1_000_000
 """Pixels of a tolerance, more than any image has on a side."""
@@ -104,9 +104,7 @@ def simplified(polygon: Polygon, tolerance: float) -> Polygon:
         SetrError: a negative tolerance, or more than `LARGEST_TOLERANCE`.
     """
     if not 0 <= tolerance <= LARGEST_TOLERANCE:
-        raise SetrError(
-            f"tolerance {tolerance:g}: give 0 (exact) to {LARGEST_TOLERANCE:,} pixels", code=USAGE
-        )
+        raise UsageError(f"tolerance {tolerance:g}: give 0 (exact) to {LARGEST_TOLERANCE:,} pixels")
     if tolerance == 0:
         return polygon
     rings = tuple(_fewer_corners(ring, tolerance) for ring in polygon.rings)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from setr.bands import Bands, Range, as_bytes, fitting_ranges
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.labels import IGNORE, Labels
 from setr.prediction.annotations import Georeference
 from setr.reading.files import writing
@@ -192,7 +192,7 @@ def parse_bands(text: str) -> tuple[int, ...]:
     """
     bands = _numbers(text, int)
     if text and not (bands and min(bands) >= 1):
-        raise SetrError(f"--bands {text}: give numbers from 1, such as 4,3,2", code=USAGE)
+        raise UsageError(f"--bands {text}: give numbers from 1, such as 4,3,2")
     return tuple(bands)
 
 
@@ -204,7 +204,7 @@ def parse_range(text: str) -> tuple[float, float] | None:
     """
     values = _numbers(text, float)
     if text and not (len(values) == 2 and -math.inf < values[0] < values[1] < math.inf):
-        raise SetrError(f"--value-range {text}: give low, then high, such as 0,3000", code=USAGE)
+        raise UsageError(f"--value-range {text}: give low, then high, such as 0,3000")
     return (values[0], values[1]) if values else None
 
 

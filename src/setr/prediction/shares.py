@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.labels import IGNORE
 
 
@@ -17,7 +17,7 @@ def checked_confidence(least: float) -> float:
         SetrError: not within 0 to 1.
     """
     if not 0 <= least <= 1:
-        raise SetrError(f"min_confidence {least:g}: give 0 to 1", code=USAGE)
+        raise UsageError(f"min_confidence {least:g}: give 0 to 1")
     return least
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.prediction.filming import VideoReport, predict_video
 from setr.prediction.live import is_live, live_name
 from setr.prediction.mapping import predict_raster
@@ -113,10 +113,9 @@ def by_stem(streams: Sequence[Stream], out: Path, taken: Sequence[str]) -> dict[
         if count[stream.stem] > 1 or name in others:
             name = stream.below.as_posix()
         if name in named:
-            raise SetrError(
+            raise UsageError(
                 f"{stream.shown} and {named[name].shown} would both write {out / name}; use two "
-                "output folders",
-                code=USAGE,
+                "output folders"
             )
         named[name] = stream
     return named

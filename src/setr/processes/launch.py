@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 
 GRACE_SECONDS = 10
 """Extra seconds after the timeout before a connection that does not answer is given up."""
@@ -75,17 +75,16 @@ def place_of(env: Mapping[str, str]) -> Place | None:
         return None
     missing = [name for name, value in values.items() if not value]
     if missing:
-        raise SetrError(
+        raise UsageError(
             f"{', '.join(missing)}: not set although other processes are announced; start with "
-            "torchrun or srun, or unset RANK and WORLD_SIZE",
-            code=USAGE,
+            "torchrun or srun, or unset RANK and WORLD_SIZE"
         )
     numbers = [name for name in values if name != "MASTER_ADDR" and not values[name].isdigit()]
     if numbers:
-        raise SetrError(f"{numbers[0]}={values[numbers[0]]}: must be a number", code=USAGE)
+        raise UsageError(f"{numbers[0]}={values[numbers[0]]}: must be a number")
     rank, world = int(values["RANK"]), int(values["WORLD_SIZE"])
     if not rank < world:
-        raise SetrError(f"RANK={rank}: must be below WORLD_SIZE={world}", code=USAGE)
+        raise UsageError(f"RANK={rank}: must be below WORLD_SIZE={world}")
     return Place(
         rank, world, int(values["LOCAL_RANK"]), values["MASTER_ADDR"], int(values["MASTER_PORT"])
     )
@@ -142,10 +141,9 @@ def meet(place: Place, timeout: float) -> tuple[Any, Any]:
     try:
         stores, problem = outcome.get(timeout=timeout + GRACE_SECONDS)
     except queue.Empty:
-        raise SetrError(
+        raise UsageError(
             f"{place.address}:{place.port}: another program listens there, not rank 0; set another "
-            "MASTER_PORT",
-            code=USAGE,
+            "MASTER_PORT"
         ) from None
     if problem is not None:
         raise problem
@@ -173,15 +171,13 @@ def _connect(place: Place, timeout: float) -> tuple[Any, Any]:
         name = _agree(keeper, place, where, timeout, deadline)
     except dist.DistNetworkError as error:
         if "EADDRINUSE" in str(error):
-            raise SetrError(
+            raise UsageError(
                 f"port {place.port} is in use on this host; set another MASTER_PORT "
-                "(torchrun: --master-port, or --standalone)",
-                code=USAGE,
+                "(torchrun: --master-port, or --standalone)"
             ) from None
-        raise SetrError(
+        raise UsageError(
             f"{where}: rank 0 does not answer within {timeout:g} s; check MASTER_ADDR and the "
-            "firewall",
-            code=USAGE,
+            "firewall"
         ) from None
     stores = dist.PrefixStore(name, other), dist.PrefixStore(name, keeper)
     stores[0].set(f"host/{place.rank}", socket.gethostname())
@@ -211,8 +207,7 @@ def _agree(store: Any, place: Place, where: str, timeout: float, deadline: float
                 return name
         time.sleep(0.05)
     connected = sum(store.check([key]) for key in keys)
-    raise SetrError(
+    raise UsageError(
         f"{connected} of {place.world} processes reached {where} within {timeout:g} s; check that "
-        "every host starts its processes and can reach this address",
-        code=USAGE,
+        "every host starts its processes and can reach this address"
     )

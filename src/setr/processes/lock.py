@@ -16,7 +16,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 
 BEGUN = 60.0
 """Seconds after which a new folder has its lock."""
@@ -99,10 +99,9 @@ class Lock:
         try:
             fd, locked = open_locked(self._path, os.O_RDWR, "lockf")
         except BlockingIOError:
-            raise SetrError(
+            raise UsageError(
                 f"{self.folder}: {self._holder()} is using it; wait for that, or choose another "
-                "folder",
-                code=USAGE,
+                "folder"
             ) from None
         if not locked:
             os.close(fd)

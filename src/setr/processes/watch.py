@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from setr.errors import FAILED, USAGE, SetrError
+from setr.errors import FAILED, UsageError
 
 BEAT = 1.0
 """Seconds between heartbeats."""
@@ -39,9 +39,7 @@ def silence_of(env: Mapping[str, str]) -> float:
     except ValueError:
         seconds = math.nan
     if not 2 * BEAT <= seconds < math.inf:
-        raise SetrError(
-            f"SETR_SILENCE={given}: give seconds, at least {2 * BEAT:g}, or unset it", code=USAGE
-        )
+        raise UsageError(f"SETR_SILENCE={given}: give seconds, at least {2 * BEAT:g}, or unset it")
     return seconds
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from setr.errors import USAGE, SetrError, first_line
+from setr.errors import SetrError, UsageError, first_line
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif"}
@@ -63,10 +63,9 @@ def require_alive(path: str | os.PathLike) -> None:
     """Refuse a broken symbolic link, which would be taken for a Hub name or an unused path."""
     name: str = os.fspath(path)
     if os.path.islink(name) and not os.path.exists(name):
-        raise SetrError(
+        raise UsageError(
             f"{name}: is a link to {os.readlink(name)}, which leads nowhere; fix the link, or "
-            "give another path",
-            code=USAGE,
+            "give another path"
         )
 
 
@@ -86,9 +85,8 @@ def require_writable(folder: Path, option: str) -> None:
             return
     except OSError as error:
         where = "" if existing == folder else f" in {existing}"
-        raise SetrError(
-            f"{folder}: cannot write{where}: {error.strerror}; choose another folder with {option}",
-            code=USAGE,
+        raise UsageError(
+            f"{folder}: cannot write{where}: {error.strerror}; choose another folder with {option}"
         ) from None
 
 
@@ -192,10 +190,9 @@ def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list
                     target = os.path.realpath(entry)
                     ways[target] += linked
                     if ways[target] > MOST_WAYS:
-                        raise SetrError(
+                        raise UsageError(
                             f"{folder}: links lead to {target} in more than {MOST_WAYS} ways; "
-                            "remove those between linked folders",
-                            code=USAGE,
+                            "remove those between linked folders"
                         )
                     pending.append((f"{name}/", True))
     return sorted(found)
@@ -215,7 +212,7 @@ def no_images(source: str | os.PathLike, option: str = "") -> SetrError:
     """The error of a folder or pattern without images, which names those that are not read."""
     unread = unread_text(Path(source)) if os.path.isdir(source) else ""
     place = f"{option} {os.fspath(source)}" if option else os.fspath(source)
-    return SetrError(f"{place}: no images found here{unread and f'; {unread}'}", code=USAGE)
+    return UsageError(f"{place}: no images found here{unread and f'; {unread}'}")
 
 
 def is_cycle(folder: Path, name: str) -> bool:

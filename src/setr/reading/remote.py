@@ -14,7 +14,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from setr._extras import unreported
-from setr.errors import USAGE, SetrError, first_line
+from setr.errors import SetrError, UsageError, first_line
 from setr.reading.files import require_alive
 from setr.reading.urls import download_file, split_url, without_password
 
@@ -54,10 +54,9 @@ def at_revision(source: str | os.PathLike, revision: str | None) -> str:
     if revision is None:
         return source
     if not is_repository(source) or "@" in source:
-        raise SetrError(
+        raise UsageError(
             f"revision '{revision}': only an owner/name on the Hub has revisions, and {source} is "
-            "none; leave it out",
-            code=USAGE,
+            "none; leave it out"
         )
     return f"{source}@{revision}"
 
@@ -86,9 +85,8 @@ def fetch(
     errors, snapshot_download = hub.errors, hub.snapshot_download
     repo_id, at, revision = _PREFIX.sub("", source).partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or ".." in source or (at and not revision):
-        raise SetrError(
-            f"{source}: not a Hub repository; those are called owner/name, or owner/name@revision",
-            code=USAGE,
+        raise UsageError(
+            f"{source}: not a Hub repository; those are called owner/name, or owner/name@revision"
         )
     options = {"revision": revision or None, "allow_patterns": list(files), "repo_type": kind}
     fix = "correct the path, or download it on another machine and give the path"
@@ -110,9 +108,8 @@ def fetch(
             "`hf auth login`"
         ) from None
     except errors.RevisionNotFoundError:
-        raise SetrError(
-            f"{repo_id}: has no revision '{revision or 'main'}'; give a branch, tag or commit",
-            code=USAGE,
+        raise UsageError(
+            f"{repo_id}: has no revision '{revision or 'main'}'; give a branch, tag or commit"
         ) from None
     except errors.RepositoryNotFoundError:
         raise SetrError(
@@ -133,7 +130,7 @@ def fetched(url: str) -> Path:
 
     shown, name = without_password(url), Path(unquote(split_url(url).path)).name
     if name in ("", ".."):
-        raise SetrError(f"{shown}: names no file", code=USAGE)
+        raise UsageError(f"{shown}: names no file")
     digest = hashlib.sha256(url.encode()).hexdigest()[:8]  # several URLs may have one file name
     path = Path(torch.hub.get_dir(), "setr", digest, name)
     if not path.is_file():

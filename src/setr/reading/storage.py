@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from setr.errors import USAGE, SetrError, first_line
+from setr.errors import SetrError, UsageError, first_line
 from setr.reading.files import cannot_write, write_bytes
 
 Identity = str | tuple[int, int]
@@ -39,7 +39,7 @@ def file_system(address: str) -> tuple[Any, str]:
         extra = '; pip install "setr[s3]"' if address.startswith("s3") else ""
         raise SetrError(f"{address}: {first_line(error)}{extra}") from None
     except ValueError as error:
-        raise SetrError(f"{address}: {first_line(error)}", code=USAGE) from None
+        raise UsageError(f"{address}: {first_line(error)}") from None
     return found
 
 
@@ -121,9 +121,8 @@ class Storage:
 
     def __init__(self, root: str) -> None:
         if not root or root.endswith("://"):
-            raise SetrError(
-                f"-o '{root}': names no folder; give one, such as out, or . for this one",
-                code=USAGE,
+            raise UsageError(
+                f"-o '{root}': names no folder; give one, such as out, or . for this one"
             )
         self.root = root.rstrip("/") or "/"
         self.remote = is_address(root)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 
 from setr.arguments.typed import typed
-from setr.errors import USAGE, SetrError, first_line, nearest
+from setr.errors import UsageError, first_line, nearest
 from setr.reading.parsed import yaml_of
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ def parse(kind: type[T], text: str, source: str) -> T:
     try:
         values = yaml_of(text)
     except yaml.YAMLError as error:
-        raise SetrError(f"{source}: not valid YAML ({first_line(error)})", code=USAGE) from None
+        raise UsageError(f"{source}: not valid YAML ({first_line(error)})") from None
     return build(kind, values, source)
 
 
@@ -57,14 +57,14 @@ def build(kind: type[T], values: Any, source: str, prefix: str = "") -> T:
     """
     if not isinstance(values, dict):
         where = prefix.removesuffix(".") or "the file"
-        raise SetrError(f"{source}: {where} must contain keys and values", code=USAGE)
+        raise UsageError(f"{source}: {where} must contain keys and values")
     hints = get_type_hints(kind)
     arguments = {}
     for key, value in values.items():
         if key not in hints:
             near = nearest(str(key), hints)
             hint = f"; did you mean '{prefix}{near}'?" if near else ""
-            raise SetrError(f"{source}: unknown key '{prefix}{key}'{hint}", code=USAGE)
+            raise UsageError(f"{source}: unknown key '{prefix}{key}'{hint}")
         if dataclasses.is_dataclass(hints[key]):
             arguments[key] = build(hints[key], value, source, f"{prefix}{key}.")
         else:

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.reading.files import replacing
 
 MAX_BYTES = 100 << 20
@@ -61,7 +61,7 @@ def split_url(url: str) -> SplitResult:
         return urlsplit(url)
     except ValueError as error:
         shown = without_password(url)
-        raise SetrError(f"{shown}: not an address ({error}); correct it", code=USAGE) from None
+        raise UsageError(f"{shown}: not an address ({error}); correct it") from None
 
 
 def url_name(url: str) -> str:

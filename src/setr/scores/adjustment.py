@@ -27,7 +27,7 @@ from torch import Tensor
 from setr.arguments.choices import Precision
 from setr.data.dataset import Dataset
 from setr.data.loader import whole_images
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.evaluation import computed_in, testing
 from setr.fitting import require_fit
 from setr.inference import NormalizedImages, score_blocks
@@ -97,10 +97,9 @@ def class_biases(model: SETR) -> Tensor:
     """
     decoder: Any = model.decoder
     if isinstance(decoder, MaskClassifier):
-        raise SetrError(
+        raise UsageError(
             "EoMT's logits have no bias per class, so they cannot be adjusted; leave "
-            "train.adjust_logits or `setr adjust` out",
-            code=USAGE,
+            "train.adjust_logits or `setr adjust` out"
         )
     last = decoder.mask_norm if isinstance(decoder, MaskTransformer) else decoder.classifier
     return last.bias

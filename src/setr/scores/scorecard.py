@@ -16,7 +16,7 @@ from torch import Tensor
 
 from setr.arguments.choices import Absent
 from setr.distributed import add_up, gather, world
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.labels import IGNORE
 from setr.metrics import ConfusionMatrix, summarize
 from setr.processes.quota import cpus
@@ -55,7 +55,7 @@ class Scorecard:
         absent: Absent = "skip",
     ) -> None:
         if absent not in get_args(Absent):
-            raise SetrError(f"absent {absent!r}: give {' or '.join(get_args(Absent))}", code=USAGE)
+            raise UsageError(f"absent {absent!r}: give {' or '.join(get_args(Absent))}")
         K = len(classes)
         self.classes, self.detailed, self.absent = classes, detailed, absent
         self.confusion = ConfusionMatrix(K, device)

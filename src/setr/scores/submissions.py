@@ -20,7 +20,7 @@ from types import TracebackType
 import numpy as np
 
 from setr.arguments.choices import ServerName
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.images import encode_png
 from setr.labels import IGNORE, Labels, known_labels
 from setr.reading.files import writing
@@ -50,10 +50,9 @@ class Submission:
     def __init__(self, server: ServerName, path: Path, labels: Labels) -> None:
         known = known_labels(server)
         if labels.classes != known.classes:
-            raise SetrError(
+            raise UsageError(
                 f"--submit {server}: the model's {len(labels.classes)} classes are not the "
-                f"{len(known.classes)} of {server}; give a model trained on {server}",
-                code=USAGE,
+                f"{len(known.classes)} of {server}; give a model trained on {server}"
             )
         self.server, self.path = server, path
         self.raw_ids = raw_ids(known)

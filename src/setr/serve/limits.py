@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 
 LONGEST = 1e6
 """Longest time that may be given, in seconds; timers overflow at some thousand times that."""
@@ -58,7 +58,7 @@ class Limits:
             else:
                 good, rule = 0 < value <= LONGEST, f"more than 0, at most {LONGEST:,.0f} seconds"
             if not good:  # nan, too, is none of these
-                raise SetrError(f"{field.name} {value}: give {rule}", code=USAGE)
+                raise UsageError(f"{field.name} {value}: give {rule}")
 
 
 class Refusal(Exception):  # noqa: N818  the client's problem, not an error of the server

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.explain import attention_maps, attention_rollout
 from setr.exporting.runtime import ExportedModel
 from setr.loading import load
@@ -84,9 +84,7 @@ class Models:
         for source in sources:
             name, path = split_name(source)
             if name in self.by_name:
-                raise SetrError(
-                    f"{source}: a model is called '{name}' already; give NAME={path}", code=USAGE
-                )
+                raise UsageError(f"{source}: a model is called '{name}' already; give NAME={path}")
             self.by_name[name] = load(path, max_pixels=limits.max_pixels, **options)
             self.by_name[name].reads.require_rgb(f"{source}: what clients send has")
         for predictor in self.by_name.values():

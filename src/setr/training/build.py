@@ -11,7 +11,7 @@ from setr.bands import Bands
 from setr.catalog import is_convolutional
 from setr.config import Config, ModelConfig
 from setr.distributed import say
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.labels import Labels
 from setr.layers.mask_classifier import MaskClassifier
 from setr.lora import add_lora
@@ -85,19 +85,15 @@ def _require_mask_training(config: Config, model: SETR) -> None:
     """Raise `SetrError` if settings do not fit a model with its own loss, or SciPy is missing."""
     train = config.train
     if train.loss != "cross_entropy":
-        raise SetrError(
-            f"train.loss {train.loss}: EoMT has a loss of its own; leave it out", code=USAGE
-        )
+        raise UsageError(f"train.loss {train.loss}: EoMT has a loss of its own; leave it out")
     if train.cache_features != "none":
-        raise SetrError(
+        raise UsageError(
             f"train.cache_features {train.cache_features}: EoMT's queries change the encoder's "
-            "features; leave it out",
-            code=USAGE,
+            "features; leave it out"
         )
     if config.distill.teacher:
-        raise SetrError(
-            "distill.teacher: EoMT learns masks, not a teacher's classes of pixels; leave it out",
-            code=USAGE,
+        raise UsageError(
+            "distill.teacher: EoMT learns masks, not a teacher's classes of pixels; leave it out"
         )
     if train.adjust_logits:
         class_biases(model)
@@ -123,10 +119,9 @@ def require_fitting_weights(config: Config) -> None:
 def _pretrained_sources(model: SETR, settings: ModelConfig) -> list[tuple[str, bool]]:
     """Sources of pretrained weights, each with whether it is for the ResNet of the encoder."""
     if settings.pretrained_resnet and not model.arguments["resnet"]:
-        raise SetrError(
+        raise UsageError(
             f"model.pretrained_resnet: {settings.name} has no ResNet in front of its encoder; give "
-            "encoder weights with --model.pretrained",
-            code=USAGE,
+            "encoder weights with --model.pretrained"
         )
     found = (settings.pretrained, False), (settings.pretrained_resnet, True)
     return [(source, resnet) for source, resnet in found if source]

@@ -22,7 +22,7 @@ from setr.data.own_augmentation import Augment, described
 from setr.data.pairs import Pair, Pairs
 from setr.datasets import ShardDataset
 from setr.distributed import say
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.processes.differences import differences
 from setr.training.settings import PER_PROCESS, flat
 from setr.wrapped import WrappedDataset
@@ -147,9 +147,7 @@ def require_same_run(out: Any, before: dict[str, Any], now: dict[str, Any]) -> N
         old = {k: v for k, v in before.items() if belongs(k)}
         new = {k: v for k, v in now.items() if belongs(k)}
         if found := differences(old, new):
-            raise SetrError(
-                f"{out}: cannot resume with {kind}: {found}; choose another --out", code=USAGE
-            )
+            raise UsageError(f"{out}: cannot resume with {kind}: {found}; choose another --out")
     if found := differences(before, now):
         say(f"warning: {out}: settings differ from those the run began with: {found}")
 

@@ -34,7 +34,7 @@ from setr.data.loader import whole_images
 from setr.data.survey import survey
 from setr.distributed import say, world
 from setr.encoder import Encoder
-from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.errors import DataError, SetrError, UsageError
 from setr.evaluation import testing
 from setr.inference import normalize
 from setr.labels import IGNORE
@@ -100,19 +100,16 @@ def open_features(
             that cannot be read or does not exist, features out of the range of fp16.
     """
     if world() > 1:
-        raise SetrError("train.cache_features: needs a single process; start without torchrun",
-                        code=USAGE)  # fmt: skip
+        raise UsageError("train.cache_features: needs a single process; start without torchrun")
     if not isinstance(model.encoder, Encoder):
-        raise SetrError(
+        raise UsageError(
             f"train.cache_features: {model.arguments['encoder']} is not a transformer, its maps "
-            "differ in size; leave it out",
-            code=USAGE,
+            "differ in size; leave it out"
         )
     if dataset.decoded and dataset.version is None:
-        raise SetrError(
+        raise UsageError(
             "train.cache_features: stored features need a version of the data; give "
-            "wrap_dataset one, or leave it out",
-            code=USAGE,
+            "wrap_dataset one, or leave it out"
         )
     views = 2 if config.train.cache_features == "flip" else 1
     folder = cache_folder("features") / _key(config, dataset, model, dtype)
@@ -145,10 +142,9 @@ def _key(config: Config, dataset: Dataset, model: SETR, dtype: torch.dtype | Non
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     files = survey(dataset).key
     if not files.all():  # missing files have no key to identify them by
-        raise SetrError(
+        raise DataError(
             f"{dataset.pairs[int(files.argmin())].image}: it or its mask does not exist; "
-            "`setr doctor` lists what is missing",
-            code=DATA_CHECK_FAILED,
+            "`setr doctor` lists what is missing"
         )
     digest.update(files.tobytes())
     digest.update(weights_digest(model.encoder).encode())

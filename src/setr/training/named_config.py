@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from setr.config import Config
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.reading.files import require_alive
 from setr.recipes import recipe
 
@@ -21,7 +21,7 @@ def named_config(name: str) -> Config:
     require_alive(path)
     if path.is_dir():
         if not (path / "config.yaml").is_file():
-            raise SetrError(f"{name}: not a run folder; {_train_on(name)}", code=USAGE)
+            raise UsageError(f"{name}: not a run folder; {_train_on(name)}")
         return dataclasses.replace(Config.load(path / "config.yaml"), out=name)
     if path.suffix in (".yaml", ".yml"):
         try:
@@ -32,13 +32,12 @@ def named_config(name: str) -> Config:
             problem = f"{name}: describes a data set, not a run; {_train_on(name)}"
             raise SetrError(problem, code=error.code) from None
     if path.suffix == ".py":
-        raise SetrError(
+        raise UsageError(
             f"{name}: config files of other toolkits are not supported; `setr recipes` lists "
-            "the recipes, and `setr convert` reads checkpoints without such a file",
-            code=USAGE,
+            "the recipes, and `setr convert` reads checkpoints without such a file"
         )
     if path.name != name:  # recipes have no folders in their names
-        raise SetrError(f"{name}: no such run folder or settings file", code=USAGE)
+        raise UsageError(f"{name}: no such run folder or settings file")
     return recipe(name)
 
 

@@ -11,7 +11,7 @@ from setr.config import Config, ModelConfig
 from setr.data.dataset import Dataset
 from setr.data.sampling import evenly_spaced
 from setr.distributed import on_first, say
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 
 SAMPLED = 200
 """Maximum number of images to measure, spread evenly over the split."""
@@ -52,10 +52,9 @@ def _missing(model: ModelConfig, channels: int, data: str) -> list[str]:
         if len(values) == channels:
             continue
         if values != getattr(ModelConfig, name):
-            raise SetrError(
+            raise UsageError(
                 f"model.{name} {values}: the images of {data} have {channels} channels; give one "
-                "value for each, or leave it out",
-                code=USAGE,
+                "value for each, or leave it out"
             )
         found.append(name)
     return found

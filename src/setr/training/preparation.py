@@ -17,7 +17,7 @@ from setr.data.order import Extra, Share
 from setr.data.own_augmentation import Augment
 from setr.data.unlabelled import open_unlabelled, require_readable
 from setr.distributed import everywhere, together
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.estimate import resolve_batch_and_steps
 from setr.hub import holds_model
 from setr.model_info import ModelInfo
@@ -106,7 +106,7 @@ def prepare(
     done, steps = folder.state.step if folder.state else 0, config.train.steps
     if done > steps:
         problem = f"train.steps {steps}: {folder.out} has {done} already; give at least {done}"
-        raise together(SetrError(problem, code=USAGE))
+        raise together(UsageError(problem))
     info = replace(build_info(config, labels, bands), licence=_licence(config, folder))
     pixels = distributed.on_first(lambda: checked_pixels(config, train, val))
     if extra:

@@ -13,7 +13,7 @@ from setr.config import Config
 from setr.data.order import Share
 from setr.data.workers import chosen_workers
 from setr.distributed import say, world
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 
 
 def with_steps(config: Config, images: int, before: Mapping[str, Any] | None = None) -> Config:
@@ -34,10 +34,9 @@ def with_steps(config: Config, images: int, before: Mapping[str, Any] | None = N
     steps = math.ceil(Fraction(str(train.epochs)) * images / labelled)
     epochs = f"train.epochs {train.epochs:g}"
     if before and before["train.steps"] != steps:
-        raise SetrError(
+        raise UsageError(
             f"{epochs}: this is {steps} steps, the run to continue has {before['train.steps']}; "
-            f"leave it out, or give --train.steps {steps}",
-            code=USAGE,
+            f"leave it out, or give --train.steps {steps}"
         )
     say(f"{epochs}: {steps} steps, of {images} images in batches of {labelled}")
     return config.replace({"train.steps": steps, "train.epochs": 0.0})
@@ -53,10 +52,9 @@ def unlabelled_count(config: Config) -> int:
     if config.distill.images is None:
         return 0
     if batch < 2:
-        raise SetrError(
+        raise UsageError(
             f"train.batch_size {batch}: give at least 2, for a labelled image and one of "
-            "distill.images",
-            code=USAGE,
+            "distill.images"
         )
     return min(max(round(config.distill.share * batch), 1), batch - 1)
 
@@ -76,10 +74,9 @@ def build_share(config: Config, rank: int) -> Share:
     """
     batch, parts = config.train.batch_size, config.train.accumulate
     if batch % (world() * parts):
-        raise SetrError(
+        raise UsageError(
             f"train.batch_size {batch}: must be a multiple of processes ({world()}) x "
-            f"train.accumulate ({parts})",
-            code=USAGE,
+            f"train.accumulate ({parts})"
         )
     return Share(rank, world(), parts)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from setr.checkpoint import State, newest_state, remove_parts, remove_states, save_state, states
 from setr.config import Config
 from setr.distributed import any_of, on_first, say, together
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.processes.launch import restarted
 from setr.processes.lock import Lock
 from setr.reading.files import require_writable, write_bytes, writing
@@ -66,7 +66,7 @@ class RunFolder:
         again = any_of(restarted())  # by the launcher, with the original command
         if resume and overwrite:
             problem = "--resume continues a run and --overwrite replaces it: give one of the two"
-            raise together(SetrError(problem, code=USAGE))
+            raise together(UsageError(problem))
         self.new = not (resume or overwrite or again)
         if self.new:
             on_first(lambda: _require_free(out))
@@ -78,7 +78,7 @@ class RunFolder:
             self.state = newest_state(self.last)
         if resume and not again and self.state is None:
             problem = f"{self.last}: no training state to resume from; start without --resume"
-            raise together(SetrError(problem, code=USAGE))
+            raise together(UsageError(problem))
         if not self.new:  # a new folder is created only after all checks
             on_first(lambda: self.lock.take() if out.is_dir() else None)
 
@@ -189,10 +189,9 @@ def _require_own(out: Path) -> None:
         return
     theirs = [name for name in (*_MODEL, _FIGURES) if (out / name).exists()]
     if theirs:
-        raise SetrError(
+        raise UsageError(
             f"{out}: not a run folder, but holds {', '.join(theirs)}, which a run would "
-            "replace; choose another --out, or move them away",
-            code=USAGE,
+            "replace; choose another --out, or move them away"
         )
 
 
@@ -207,21 +206,18 @@ def _require_free(out: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise SetrError(
-            f"{out}: not a folder for a run ({error.strerror}); choose another --out", code=USAGE
+        raise UsageError(
+            f"{out}: not a folder for a run ({error.strerror}); choose another --out"
         ) from None
     if _SETTINGS in found or LAST in found:
         resumable = states(out / LAST)  # else it ended before its first state
         ways = "add --resume to continue it, --overwrite" if resumable else "add --overwrite"
-        raise SetrError(
-            f"{out}: this run exists; {ways} to replace it, or choose another --out", code=USAGE
-        )
+        raise UsageError(f"{out}: this run exists; {ways} to replace it, or choose another --out")
     # a new volume contains lost+found
     other = sorted(name for name in found if name[0] != "." and name != "lost+found")
     if other:
         more = f" and {len(other) - 1} more" if other[1:] else ""
-        raise SetrError(
+        raise UsageError(
             f"{out}: not a run folder, but holds {other[0]}{more}; choose another --out, move "
-            "them away, or add --overwrite to write the run into it anyway",
-            code=USAGE,
+            "them away, or add --overwrite to write the run into it anyway"
         )

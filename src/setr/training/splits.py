@@ -8,7 +8,7 @@ from setr.config import Config
 from setr.data.dataset import Dataset
 from setr.data.sampling import evenly_spaced
 from setr.datasets import GIVEN, open_dataset
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 
 
 def open_splits(
@@ -55,16 +55,14 @@ def _whole_splits(
         return config, train, val
     pair = isinstance(data, tuple | list) and len(data) == 2
     if not pair or not all(isinstance(split, Dataset) for split in data):
-        raise SetrError(
+        raise UsageError(
             "data: give a training and a validation split, made by setr.wrap_dataset or "
-            "setr.open_dataset, or the path of a folder or YAML file",
-            code=USAGE,
+            "setr.open_dataset, or the path of a folder or YAML file"
         )
     train, val = data
     if train.split == val.split:
-        raise SetrError(
-            f"data: both splits are called '{val.split}'; give the second another name, as 'val'",
-            code=USAGE,
+        raise UsageError(
+            f"data: both splits are called '{val.split}'; give the second another name, as 'val'"
         )
     for what, ours, theirs in (
         ("classes", train.labels.classes, val.labels.classes),
@@ -72,10 +70,9 @@ def _whole_splits(
         ("images", _images(train), _images(val)),
     ):
         if ours != theirs:
-            raise SetrError(
+            raise UsageError(
                 f"data: {what} {ours} in '{train.split}' but {theirs} in '{val.split}'; they must "
-                "be the same",
-                code=USAGE,
+                "be the same"
             )
     named = dataclasses.replace(
         config.data,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from setr.bands import Bands
 from setr.config import Config, DistillConfig
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.hub import from_pretrained
 from setr.inference import normalize
 from setr.kernels.divergence import upsample_divergence
@@ -90,12 +90,11 @@ def open_teacher(
         return None
     model, info = from_pretrained(source)
     if info.labels.classes != labels.classes:
-        raise SetrError(f"distill.teacher {source}: {_difference(info.labels, labels)}", code=USAGE)
+        raise UsageError(f"distill.teacher {source}: {_difference(info.labels, labels)}")
     if info.bands != bands:
-        raise SetrError(
+        raise UsageError(
             f"distill.teacher {source}: reads {info.bands or 'RGB'}, the data have "
-            f"{bands or 'RGB'}; give a teacher trained on the same bands",
-            code=USAGE,
+            f"{bands or 'RGB'}; give a teacher trained on the same bands"
         )
     return Teacher(model, info, config.distill, device, dtype)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from setr.errors import USAGE, SetrError, check_setting, first_few, nearest
+from setr.errors import UsageError, check_setting, first_few, nearest
 
 KINDS = ("none", "auto", "median_frequency", "sqrt_median_frequency")
 """Names of rules; all but `none` use pixel counts."""
@@ -81,8 +81,7 @@ def by_class(weights: Mapping[str, float], classes: Sequence[str]) -> list[float
     """
     for name in weights:
         if name not in classes:
-            raise SetrError(f"{_SETTING}: '{name}' is not a class; {_hint(name, classes)}",
-                            code=USAGE)  # fmt: skip
+            raise UsageError(f"{_SETTING}: '{name}' is not a class; {_hint(name, classes)}")
     found = [weights.get(name, 1.0) for name in classes]
     check_setting(
         any(found), f"{_SETTING}: all classes have weight 0; give at least one a larger weight"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from setr.catalog import default_taps
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.weight_files.dpt_layouts import dpt_arguments, dpt_encoder
 from setr.weight_files.eomt import HEAD_WIDTH, eomt_architecture
 from setr.weight_files.naming import Tensors, Translation, count_parts, recorded
@@ -77,9 +77,8 @@ def read_architecture(
         num_heads = table.shape[1]
     num_heads = num_heads or recorded(meta, "num_heads") or max(1, width // HEAD_WIDTH)
     if width % num_heads:
-        raise SetrError(
-            f"{source}: {width} channels cannot be split into {num_heads} heads; give num_heads=",
-            code=USAGE,
+        raise UsageError(
+            f"{source}: {width} channels cannot be split into {num_heads} heads; give num_heads="
         )
     decoder = _decoder_kind(t, source)
     if taps is None and (indices := recorded(meta, "out_indices")):
@@ -217,10 +216,9 @@ def _choose_taps(
         if decoder == "upernet" and num_aux:
             aux_taps = taps[-2:-1] if pyramid else taps[-1:]
     if len(aux_taps) != num_aux:
-        raise SetrError(
+        raise UsageError(
             f"{source}: has {num_aux} auxiliary heads, but {len(aux_taps)} of the blocks {taps} "
-            "would have one; give taps= and aux_taps=",
-            code=USAGE,
+            "would have one; give taps= and aux_taps="
         )
     if decoder == "mla" and found.dialect == "mmseg":
         aux_taps = aux_taps[::-1]  # mmsegmentation's levels run from deep to shallow
@@ -232,10 +230,9 @@ def _square_size(t: Tensors, patch: int, source: str) -> int:
     if table is not None:
         side = (round((len(table) - 3) ** 0.5) + 1) // 2
         if (2 * side - 1) ** 2 + 3 != len(table):
-            raise SetrError(
+            raise UsageError(
                 f"{source}: position biases of {len(table)} offsets do not belong to a square "
-                "grid; give img_size=(height, width)",
-                code=USAGE,
+                "grid; give img_size=(height, width)"
             )
         return side * patch
     names = ("encoder.vit.cls_token", "encoder.vit.dist_token")
@@ -243,10 +240,9 @@ def _square_size(t: Tensors, patch: int, source: str) -> int:
     count = t["encoder.vit.pos_embed"].shape[1] - prefix
     side = round(count**0.5)
     if side * side != count:
-        raise SetrError(
+        raise UsageError(
             f"{source}: {count} position embeddings do not form a square grid; give "
-            "img_size=(height, width)",
-            code=USAGE,
+            "img_size=(height, width)"
         )
     return side * patch
 

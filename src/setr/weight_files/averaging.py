@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.hub import from_pretrained
 from setr.model import SETR
 from setr.model_info import ModelInfo, licence_of
@@ -32,7 +32,7 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
         SetrError: fewer than two models, or models that differ in architecture or classes.
     """
     if len(sources) < 2:
-        raise SetrError(f"{len(sources)} models to average; give two or more", code=USAGE)
+        raise UsageError(f"{len(sources)} models to average; give two or more")
     model, info = from_pretrained(sources[0])
     state = model.state_dict()
     licences = {licence_of(model, info)}

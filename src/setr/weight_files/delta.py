@@ -13,7 +13,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.model import SETR
 from setr.weight_files.eomt import eomt_architecture
 from setr.weight_files.naming import Translation
@@ -40,30 +40,27 @@ def add_base(
         SetrError: no `pretrained`, or weights of another encoder.
     """
     if pretrained is None:
-        raise SetrError(
+        raise UsageError(
             f"{source}: holds EoMT's differences to DINOv3's weights; add these: `setr convert "
             "FILE --pretrained lvd1689m -o DIR` (downloaded by timm), or --pretrained FILE (as "
-            "Meta or Hugging Face publish them); in Python setr.load(path, pretrained=…)",
-            code=USAGE,
+            "Meta or Hugging Face publish them); in Python setr.load(path, pretrained=…)"
         )
     with torch.device("meta"):
         model = SETR(**eomt_architecture(found, num_heads=num_heads))
     weights, name = encoder_weights(model, pretrained)
     if weights.whole:
-        raise SetrError(
+        raise UsageError(
             f"{name}: is a whole model; give the weights of DINOv3 alone, from which {source} was "
-            "trained",
-            code=USAGE,
+            "trained"
         )
     base, _ = match_weights(model, weights, name, partial=True)
     own = model.arguments["encoder"]
     for key in model.state_dict():
         if key.startswith("encoder.") and key not in base:
-            raise SetrError(
+            raise UsageError(
                 f"{name}: has no {key.removeprefix('encoder.vit.')} that fits {own}, the encoder "
                 f"of {source}; give the DINOv3 weights of this size with their attention biases, "
-                "as Meta and Hugging Face publish them, or lvd1689m",
-                code=USAGE,
+                "as Meta and Hugging Face publish them, or lvd1689m"
             )
     tensors = dict(found.tensors)
     changed = {key: tensors[key].float() for key in base if key in tensors}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from setr.arguments.choices import OddSizes
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.labels import Labels, known_datasets, known_labels
 from setr.model import SETR
 from setr.model_info import ModelInfo
@@ -88,17 +88,15 @@ def convert_foreign(
     if found.dialect in ("dpt-transformers", "beit-transformers", "eomt"):
         meta = {**meta, **transformers_settings(file.path.parent)}
     if found.dialect == "setr" and Path(path).is_dir():
-        raise SetrError(
+        raise UsageError(
             f"{source}: is a model directory, which eval, predict and export take as it is; "
-            "`setr convert --model NAME` loads its weights into another model",
-            code=USAGE,
+            "`setr convert --model NAME` loads its weights into another model"
         )
     if found.dialect not in (*WHOLE, "linear", DELTA):
-        raise SetrError(
+        raise UsageError(
             f"{source}: holds {'bare weights' if found.whole else 'an encoder only'} (layout "
             f"{found.dialect}); give the model's folder, or load it into a model: "
-            "setr.load_weights(model, path), --model.pretrained, or `setr convert --model NAME`",
-            code=USAGE,
+            "setr.load_weights(model, path), --model.pretrained, or `setr convert --model NAME`"
         )
     shape: dict[str, Any] = {
         "num_heads": num_heads,
@@ -112,7 +110,7 @@ def convert_foreign(
     for name, value in unused.items():
         if value is not None:
             what = "a linear head" if is_head else "a whole model"
-            raise SetrError(f"{name} {value}: {source} is {what}; leave it out", code=USAGE)
+            raise UsageError(f"{name} {value}: {source} is {what}; leave it out")
     with _understood(source, "its tensors do"):
         if is_head:
             model, report = join_head(found, source, odd_sizes=odd_sizes, **head)
@@ -125,9 +123,8 @@ def convert_foreign(
         labels = published_labels(found, meta, arguments["decoder"], model.num_classes)
     labels = labels or _stored_labels(meta, model.num_classes, source)
     if len(labels.classes) != model.num_classes:
-        raise SetrError(
-            f"{source}: has {model.num_classes} classes, the labels given {len(labels.classes)}",
-            code=USAGE,
+        raise UsageError(
+            f"{source}: has {model.num_classes} classes, the labels given {len(labels.classes)}"
         )
     if is_head:
         protocol, known = published_test(model, file.meta), ModelInfo(labels)

@@ -16,7 +16,7 @@ import torch
 
 from setr.arguments.choices import OddSizes
 from setr.encoder import Encoder
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.layers.timm_vit import encoder_depth
 from setr.model import SETR
 from setr.protocols import Protocol
@@ -56,11 +56,10 @@ def join_head(
             final norm.
     """
     if pretrained is None:
-        raise SetrError(
+        raise UsageError(
             f"{source}: holds a linear head without its encoder; add the encoder's weights: "
             "`setr convert FILE --pretrained lvd142m -o DIR` (DINOv2's, downloaded by timm) or "
-            "--pretrained FILE; in Python setr.load(path, pretrained=…)",
-            code=USAGE,
+            "--pretrained FILE; in Python setr.load(path, pretrained=…)"
         )
     given = found.tensors
     num_classes, channels = given["decoder.classifier.weight"].shape[:2]
@@ -76,10 +75,9 @@ def join_head(
     weights, name = encoder_weights(model, pretrained)
     state, report = match_weights(model, weights, name)
     if weights.whole or "decoder.norms.0.weight" not in state:
-        raise SetrError(
+        raise UsageError(
             f"{name}: has no final norm, which a linear head needs; give the encoder's own "
-            "published weights",
-            code=USAGE,
+            "published weights"
         )
     state |= given
     absent = [n for n in model.state_dict() if n not in state]
@@ -112,10 +110,9 @@ def _encoder(channels: int, encoder: str | None, source: str) -> tuple[str, int]
         with torch.device("meta"):
             width = Encoder(encoder, taps=(1,)).widths[-1]
         if channels % width or channels // width > encoder_depth(encoder):
-            raise SetrError(
+            raise UsageError(
                 f"{source}: its head reads {channels} channels, and {encoder} has {width} per "
-                "block; give the encoder that the head was trained on",
-                code=USAGE,
+                "block; give the encoder that the head was trained on"
             )
         return encoder, channels // width
     fits = [
@@ -129,10 +126,9 @@ def _encoder(channels: int, encoder: str | None, source: str) -> tuple[str, int]
     if size and len(fits) > 1:
         fits = [fit for fit in fits if fit[0].startswith(f"vit_{size[1]}")]
     if len(fits) != 1:
-        raise SetrError(
+        raise UsageError(
             f"{source}: its head reads {channels} channels, which "
             f"{' or '.join(name for name, _ in fits) or 'no DINOv2 encoder'} has; give the "
-            "encoder that the head was trained on: --encoder NAME, encoder= in Python",
-            code=USAGE,
+            "encoder that the head was trained on: --encoder NAME, encoder= in Python"
         )
     return fits[0]

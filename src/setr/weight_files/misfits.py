@@ -6,7 +6,7 @@ import re
 
 from torch import Tensor
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.weight_files.stem import POSITIONS
 
 MIN_MATCH = 0.95
@@ -34,11 +34,10 @@ def require_encoder(
         detail = f"{n} is {tuple(given[n].shape)}, the model's is {tuple(own[n].shape)}"
     else:
         detail = f"missing: {', '.join((stem + missing)[:3])}"
-    raise SetrError(
+    raise UsageError(
         f"{source}: fits {share:.0%} of the encoder ({detail}); choose the encoder that these "
         "weights belong to (--model.encoder), or load what fits: partial=True, "
-        "`setr convert --partial`",
-        code=USAGE,
+        "`setr convert --partial`"
     )
 
 

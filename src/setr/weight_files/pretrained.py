@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.reading.files import require_alive
 from setr.reading.remote import fetch, fetched, is_repository
 from setr.reading.urls import is_url
@@ -62,7 +62,7 @@ def require_weights(model: Loadable, source: str, *, resnet: bool = False) -> No
     if file is None:
         _timm_file(pretrained_id(_timm_name(model, resnet), source))
     elif not file.is_file() and not Path(file, "model.safetensors").is_file():
-        raise SetrError(f"{source}: no such weight file", code=USAGE)
+        raise UsageError(f"{source}: no such weight file")
 
 
 def require_fit(model: Loadable, source: str) -> None:
@@ -104,9 +104,7 @@ def default_tag(encoder: str) -> str:
 
     tag = timm.get_pretrained_cfg(encoder).tag if timm.is_model(encoder) else None
     if not tag or not timm.list_pretrained(f"{encoder.partition('.')[0]}.{tag}"):
-        raise SetrError(
-            f"pretrained: timm has no weights for {encoder}; give a file, or None", code=USAGE
-        )
+        raise UsageError(f"pretrained: timm has no weights for {encoder}; give a file, or None")
     return str(tag)
 
 
@@ -126,10 +124,9 @@ def pretrained_id(encoder: str, tag: str) -> str:
     fits = [name for name in known if name.endswith(f".{tag}")]
     if not fits:
         tags = sorted({name.partition(".")[2] for name in known})
-        raise SetrError(
+        raise UsageError(
             f"pretrained '{tag}': no such file, and no such weights for {encoder}; timm has "
-            f"{', '.join(tags) or 'none'}; give one of these tags, or a file with the weights",
-            code=USAGE,
+            f"{', '.join(tags) or 'none'}; give one of these tags, or a file with the weights"
         )
     return next((name for name in fits if name.startswith(f"{encoder}.")), fits[-1])
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.weight_files.naming import Tensors
 
 TABLE = "relative_position_bias_table"
@@ -100,10 +100,9 @@ def fit_table(name: str, value: Tensor, own: Tensor, grid: tuple[int, int], sour
     count = len(value) - special
     side = round(max(0, count) ** 0.5)
     if side * side != count or side % 2 == 0 or side < 3:
-        raise SetrError(
+        raise UsageError(
             f"{source}: {name} has {len(value)} rows, which belong to no square grid; build the "
-            "model with the img_size it was trained at",
-            code=USAGE,
+            "model with the img_size it was trained at"
         )
     offsets = value[:count].double().unflatten(0, (side, side))
     down, across = (_weights(side, 2 * n - 1) for n in grid)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from setr.arguments.choices import PosInterp
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.layers.positions import resample_grid
 
 POSITIONS = "encoder.vit.pos_embed"
@@ -73,10 +73,9 @@ def fit_positions(
     elif count == grid[0] * grid[1]:
         old = grid
     else:
-        raise SetrError(
+        raise UsageError(
             f"{source}: {count} position embeddings form neither a square grid nor the model's "
-            f"{grid[0]}x{grid[1]}; build the model with the img_size they were trained at",
-            code=USAGE,
+            f"{grid[0]}x{grid[1]}; build the model with the img_size they were trained at"
         )
     if covered > stored or (covered == stored and old == grid):
         return value

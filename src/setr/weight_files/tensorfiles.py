@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from setr.errors import USAGE, SetrError, first_line
+from setr.errors import SetrError, UsageError, first_line
 
 MAX_RATIO = 20
 """Archives that unpack to more than this many times their size are refused."""
@@ -68,12 +68,11 @@ def read_tensor_file(path: Path) -> TensorFile:
         path = path / "model.safetensors"
         path = older if older.is_file() and not path.is_file() else path
     if not path.is_file():
-        raise SetrError(f"{path}: no such weight file", code=USAGE)
+        raise UsageError(f"{path}: no such weight file")
     if path.suffix in _SETTINGS:
-        raise SetrError(
+        raise UsageError(
             f"{path}: a configuration file, not weights; give only the checkpoint (.pth, .bin, "
-            ".safetensors, .npz)",
-            code=USAGE,
+            ".safetensors, .npz)"
         )
     with path.open("rb") as file:
         head = file.read(512)
