@@ -67,7 +67,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def load(path: str, **_: object) -> SimpleNamespace:
         return SimpleNamespace(model=Oracle(), info=INFO)
 
-    monkeypatch.setattr("setr.predictor.load", load)
+    monkeypatch.setattr("setr.loading.load", load)
     return tmp_path
 
 

@@ -387,7 +387,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         assert path == str(tmp_path / "model")
         return SimpleNamespace(model=Oracle(), info=INFO)
 
-    monkeypatch.setattr("setr.predictor.load", load)
+    monkeypatch.setattr("setr.loading.load", load)
     return tmp_path
 
 

@@ -78,7 +78,7 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
     vit = _created(name, needed, {**size, **timm_args})
     embed: Any = getattr(vit, "patch_embed", None)  # others get their own below
     if hasattr(embed, "grid_size") and min(embed.grid_size) < 1:
-        raise SetrError(
+        raise UsageError(
             f"img_size {img_size}: {name} has patches of {embed.patch_size[0]} pixels; "
             "give the side of an image in pixels, no smaller than a patch"
         )
