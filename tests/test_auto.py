@@ -15,8 +15,9 @@ import torch
 
 import setr
 from setr.cli import main
-from setr.commands.auto import _split, _summary
+from setr.commands.auto import _summary
 from setr.commands.auto_settings import chosen_settings
+from setr.commands.mixed_words import split_words
 from setr.config import Config, DistillConfig, TrainConfig
 from setr.data import scenes
 from setr.data.scenes import LABELS
@@ -308,7 +309,7 @@ def test_what_was_typed_is_kept_and_known(photos, monkeypatch):
 
 def test_settings_of_the_training_are_told_from_its_own_options():
     words = "data --optim.lr 1e-3 --model.freeze -1 --json --data.crop-size 32 32 -o runs/x"
-    own, settings = _split(words.split())
+    own, settings = split_words(words.split(), "auto", "DATA")
     assert own == ["data", "--json", "-o", "runs/x"]
     assert settings == [*words.split()[1:5], "--data.crop-size", "32", "32"]
 

@@ -250,6 +250,7 @@ ORDER = (
         "config",
         "training.splits",
         "training.settings",
+        "variations",
         "paper_tables",
         "paper",
         "fitting",
@@ -298,6 +299,7 @@ ORDER = (
         "training.preparation",
         "training.run",
         "engine",
+        "trials",
     ),
     # predictions
     *(
@@ -353,6 +355,7 @@ ORDER = (
         "pages.page",
         "pages.charts",
         "pages.loss_curves",
+        "pages.sweep_page",
         "pages.gallery",
         "report",
         "review",
@@ -363,6 +366,7 @@ ORDER = (
         "pages.run_page",
         "pages.doctor_page",
         "results",
+        "sweeping",
     ),
     *(
         "captured_attention",

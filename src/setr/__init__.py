@@ -34,6 +34,7 @@ _EXPORTS = {
     "recipe": "recipes",
     "save_pretrained": "hub",
     "segmentation_loss": "losses",
+    "sweep": "sweeping",
     "train": "engine",
     "wrap_dataset": "wrapped",
 }
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from setr.recipes import list_recipes as list_recipes
     from setr.recipes import recipe as recipe
     from setr.result import Result as Result
+    from setr.sweeping import sweep as sweep
     from setr.trackers import Tracker as Tracker
     from setr.weights import load_weights as load_weights
     from setr.wrapped import wrap_dataset as wrap_dataset

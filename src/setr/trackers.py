@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,19 @@ class JsonLines(Tracker):
         """Append."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+
+
+def read_lines(log: Path) -> Iterator[Mapping[str, Any]]:
+    """The lines of a `log.jsonl` that are complete; the last one of a full disk is not."""
+    if not log.is_file():
+        return
+    for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            yield line
 
 
 def _last(step: int, tested: int | None, is_test: bool) -> int:

@@ -109,6 +109,7 @@ COMMANDS_HERE = {
     "models": "info list-models",
     "predict": "infer inference segment track",
     "serve": "app",
+    "sweep": "grid hpo hyperparameter-search multirun optimize search tune",
     "train": "finetune fit semantic semseg",
 }
 """Command here -> its names in other toolkits."""
@@ -136,6 +137,7 @@ NAMES_ELSEWHERE: dict[str, dict[str, str]] = {
         "pipeline": "setr.load(MODEL), which is called with an image",
         "predict": "setr.load(MODEL).predict(IMAGE)",
         "train_semantic_segmentation": "setr.train('finetune', data=FOLDER)",
+        "tune": "setr.sweep('finetune', {'optim.lr': [5e-5, 1e-4]}, data=FOLDER)",
         "val": "setr.evaluate(MODEL, DATA)",
     },
     "Predictor": {

@@ -10,7 +10,6 @@ import contextlib
 import importlib
 import json
 import os
-import re
 import shlex
 import sys
 import time
@@ -22,14 +21,12 @@ import tyro
 
 from setr._extras import import_extra
 from setr.arguments.choices import ExportFormat
-from setr.arguments.options import options_of
-from setr.arguments.usage import assigned, flags_of, unknown
 from setr.cli import parse
 from setr.commands.auto_again import in_steps, is_finished, is_other_data
 from setr.commands.auto_settings import chosen_settings, has_length, typed_options
 from setr.commands.init_data import BESIDE, is_foreign
+from setr.commands.mixed_words import refuse_unknown, split_words
 from setr.commands.shared import Data
-from setr.commands.train import Arguments as Training
 from setr.commands.train import parsed
 from setr.config import Config, DataConfig
 from setr.errors import FAILED, OK, SetrError, UsageError
@@ -42,8 +39,6 @@ _NEEDED: dict[ExportFormat, tuple[str, ...]] = {
     "torch": (),
 }
 _DEFAULT: tuple[ExportFormat, ...] = ("onnx", "openvino")
-_SETTING = re.compile(r"--(model|data|optim|train|distill|eval)\.")
-"""Start of an option of `setr train`."""
 _OURS = {"--data.root": "give it as DATA", "--resume": "give the same command again"}
 """Options of `setr train` that have another form here."""
 
@@ -77,11 +72,11 @@ class Arguments:
 
 def run(arguments: list[str]) -> int:
     """Run the stages whose results are not there; prints what they made."""
-    own, settings = _split(arguments)
+    own, settings = split_words(arguments, "auto", "DATA")
     for option, advice in _OURS.items():
         if option in typed_options(arguments):
             raise UsageError(f"{option}: {advice}")
-    _refuse_unknown(own)
+    refuse_unknown(own, Arguments, "auto")
     given = parse(Arguments, own, "auto")
     _require(given, settings)
     wanted = parsed(["scratch", "--data.root", given.data, *settings]).config.data
@@ -114,33 +109,6 @@ def run(arguments: list[str]) -> int:
     if given.serve:
         _stage("serve", str(out))
     return FAILED if failed else OK
-
-
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Split the words into our own and the settings of the training, each with its values."""
-    own: list[str] = []
-    settings: list[str] = []
-    words = own
-    for word in arguments:
-        if word.startswith("-") and not re.fullmatch(r"-[\d.]+(e-?\d+)?", word):
-            words = settings if _SETTING.match(word) else own
-        words.append(word)
-    if settings and (not arguments[0] or arguments[0].startswith("-")):
-        first = arguments[0]
-        raise UsageError(f"auto needs the data before {first}: setr auto DATA {first} …")
-    return own, settings
-
-
-def _refuse_unknown(words: list[str]) -> None:
-    """Refuse words that are no option here, with the option of `setr train` that may be meant."""
-    if {"-h", "--help"} & set(words):
-        return
-    settings = [option for option in options_of(Training) if "." in option.dotted]
-    options = [*options_of(Arguments), *settings]
-    message = unknown(words, flags_of(options_of(Arguments)), options, "auto")
-    others = (assigned(word, options, "auto") for word in words if not Path(word).exists())
-    if message := message or next(filter(None, others), None):
-        raise UsageError(message)
 
 
 def _require(given: Arguments, settings: list[str]) -> None:

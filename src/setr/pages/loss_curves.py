@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from setr.pages.charts import svg
+from setr.trackers import read_lines
 
 Curve = Sequence[tuple[int, float]]
 """(step, loss), in order."""
@@ -20,7 +19,7 @@ def loss_curves(log: Path) -> str:
     Validation losses are compared with the main head's alone; logs of older versions have none.
     """
     training, validation = [], []
-    for line in _lines(log):
+    for line in read_lines(log):
         step, val = line["step"], line.get("val")
         if val is not None:
             validation.append((step, val.get("loss")))
@@ -30,17 +29,6 @@ def loss_curves(log: Path) -> str:
     if len(curves["training"]) < 2:
         return "<p>Too few steps for a curve.</p>"
     return loss_chart(curves)
-
-
-def _lines(log: Path) -> Iterator[Mapping[str, Any]]:
-    """The lines that are complete; the last one of a full disk is not."""
-    for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            yield line
 
 
 def _known(points: Sequence[tuple[int, float | None]]) -> list[tuple[int, float]]:

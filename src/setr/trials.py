@@ -1,0 +1,319 @@
+"""The trials of a sweep: the same training with other settings.
+
+Every trial is an ordinary run in a folder of its own, named by its settings. Nothing but these
+folders and the settings files beside them is remembered, so a sweep continues by being asked for
+again, grows by further values or seeds, and several processes that ask for it share the trials.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import json
+import os
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from setr.checkpoint import remove_states, states
+from setr.config import Config
+from setr.data.dataset import Dataset
+from setr.distributed import say
+from setr.engine import train
+from setr.errors import FAILED, INTERRUPTED, SetrError, UsageError
+from setr.processes.lock import open_locked
+from setr.reading.files import write_bytes, writing
+from setr.trackers import Tracker, read_lines
+from setr.training.build import require_buildable
+from setr.training.runfolder import LAST
+from setr.variations import (
+    Variation,
+    configured,
+    name_of,
+    same_experiment,
+    variations,
+)
+
+SETTINGS = "settings"
+"""Folder of the settings files, one for each trial, in the folder of the sweep."""
+LEAST = 3
+"""Other trials that a median needs."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a sweep.
+
+    Attributes:
+        variation: the varied settings, by dotted name.
+        config: all its settings.
+        metrics: the content of `metrics.json`, on the validation split; None until it has finished.
+        problem: why it failed, if it did; empty otherwise.
+    """
+
+    variation: Variation
+    config: Config
+    metrics: dict[str, Any] | None = None
+    problem: str = ""
+
+    @property
+    def run(self) -> Path:
+        """The run folder, a model directory once trained."""
+        return Path(self.config.out)
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return self.config.train.seed
+
+    @property
+    def miou(self) -> float | None:
+        """MIoU on the validation split, 0 to 1."""
+        return None if self.metrics is None else self.metrics["single_scale"]["miou"]
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether it finished before its last step."""
+        return self.metrics is not None and self.metrics["steps"] < self.steps
+
+    @property
+    def steps(self) -> int:
+        """Steps it was to have."""
+        asked = self.config.train.steps
+        saved = self.run / "config.yaml"
+        return asked or (Config.load(saved).train.steps if saved.is_file() else 0)  # epochs
+
+    @property
+    def settings_file(self) -> Path:
+        """Its settings, for `setr train`."""
+        return self.run.parent / SETTINGS / f"{self.run.name}.yaml"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The trials of one variation, with different seeds.
+
+    Attributes:
+        variation: the varied settings.
+        trials: all of them.
+        mious: mIoU of those that have finished.
+    """
+
+    variation: Variation
+    trials: list[Trial] = field(default_factory=list)
+
+    @property
+    def mious(self) -> list[float]:
+        """MIoU of the trials that have one."""
+        return [trial.miou for trial in self.trials if trial.miou is not None]
+
+    @property
+    def mean(self) -> float | None:
+        """Their mean."""
+        return statistics.fmean(self.mious) if self.mious else None
+
+    @property
+    def deviation(self) -> float | None:
+        """Their standard deviation (of a sample), from two on."""
+        return statistics.stdev(self.mious) if len(self.mious) > 1 else None
+
+    @property
+    def best(self) -> Trial | None:
+        """The trial with the highest mIoU."""
+        finished = [trial for trial in self.trials if trial.miou is not None]
+        return max(finished, key=lambda trial: trial.miou or 0.0, default=None)
+
+
+def planned_trials(
+    config: Config, vary: Mapping[str, Sequence[Any] | str], number: int | None, seeds: int
+) -> list[Trial]:
+    """All trials, every variation with the first seed, then with the next; nothing is trained.
+
+    Args:
+        config: the settings that stay; its `out` is the folder of the sweep.
+        vary: as for `variations`.
+        number: as for `variations`.
+        seeds: trainings of each variation.
+
+    Raises:
+        SetrError: settings that no run can have, or that the folder of a trial was not trained
+            with.
+    """
+    if seeds < 1:
+        raise UsageError(f"seeds {seeds}: give at least 1")
+    found, planned = variations(config, vary, number), []
+    for seed in range(config.train.seed, config.train.seed + seeds):
+        for variation in found:
+            out = Path(config.out) / f"{name_of(variation)}_seed={seed}"
+            trial = Trial(variation, configured(config, variation, seed, str(out)))
+            _require_same(trial)
+            planned.append(dataclasses.replace(trial, metrics=_metrics(trial)))
+    for trial in planned:
+        if trial.metrics is None:
+            require_buildable(trial.config, weights=True)
+    return planned
+
+
+def train_trials(
+    trials: list[Trial],
+    *,
+    median_stop: bool,
+    data: str | os.PathLike | tuple[Dataset, Dataset] | None,
+    watch: Callable[[list[Trial]], None],
+) -> list[Trial]:
+    """Train those that are not trained, except those that another process is training.
+
+    Args:
+        trials: from `planned_trials`.
+        median_stop: end runs early, see `MedianStop`.
+        data: as for `setr.train`.
+        watch: called with all trials after each that has ended.
+
+    Returns:
+        All trials, with metrics or a problem.
+    """
+    found = list(trials)
+    for number, trial in enumerate(found):
+        with _claimed(trial) as claimed:
+            metrics, problem = _metrics(trial), ""  # another process may have trained it
+            if claimed and metrics is None:
+                say(f"\ntrial {number + 1} of {len(found)}: {trial.run.name}")
+                stop = _median_stop(found) if median_stop else None
+                metrics, problem = _trained(trial, data, stop)
+        found[number] = dataclasses.replace(trial, metrics=metrics, problem=problem)
+        watch(found)
+    return found
+
+
+def compared(trials: Sequence[Trial]) -> list[Compared]:
+    """The variations by their mean mIoU, the best first; those without one last."""
+    groups = dict[str, Compared]()
+    for trial in trials:
+        group = groups.setdefault(name_of(trial.variation), Compared(trial.variation))
+        group.trials.append(trial)
+    return sorted(groups.values(), key=lambda g: -1.0 if g.mean is None else g.mean, reverse=True)
+
+
+def _require_same(trial: Trial) -> None:
+    """Refuse the folder of a trial that was asked for with other settings."""
+    if not trial.settings_file.is_file():
+        return
+    difference = same_experiment(Config.load(trial.settings_file), trial.config)
+    if difference:
+        raise UsageError(
+            f"{trial.run}: was trained with {difference}; choose another folder with -o, or "
+            f"remove {trial.run} and {trial.settings_file}"
+        )
+
+
+def _metrics(trial: Trial) -> dict[str, Any] | None:
+    path = trial.run / "metrics.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise SetrError(f"{path}: not JSON; remove {trial.run} to train it again") from None
+
+
+@contextlib.contextmanager
+def _claimed(trial: Trial) -> Iterator[bool]:
+    """Whether this process may train a trial; no other one then does."""
+    lock = trial.settings_file.with_suffix(".lock")
+    fd = -1
+    with writing(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(BlockingIOError):
+            fd, _ = open_locked(lock, os.O_RDWR, "lockf")
+    if fd < 0:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(fd)
+
+
+def _trained(
+    trial: Trial,
+    data: str | os.PathLike | tuple[Dataset, Dataset] | None,
+    stop: Callable[[Path, int], Tracker] | None,
+) -> tuple[dict[str, Any] | None, str]:
+    """Train one trial, or continue it; its metrics, or why it failed."""
+    write_bytes(trial.settings_file, trial.config.to_yaml().encode())
+    resume = bool(states(trial.run / LAST))
+    begun = (trial.run / "config.yaml").is_file()
+    try:
+        metrics = train(
+            trial.config,
+            data=data,
+            resume=resume,
+            overwrite=begun and not resume,
+            trackers=[stop] if stop else (),
+        )
+    except SetrError as error:
+        if error.code == INTERRUPTED:
+            message = f"{error}; the same command or call continues the sweep"
+            raise SetrError(message, code=INTERRUPTED) from None
+        if error.code != FAILED:
+            raise
+        say(f"{trial.run.name} failed: {error}")
+        return None, str(error)
+    finally:
+        gc.collect()  # the model is part of cycles
+    remove_states(trial.run / LAST)
+    return metrics, ""
+
+
+def _median_stop(trials: Sequence[Trial]) -> Callable[[Path, int], Tracker]:
+    def build(out: Path, step: int) -> Tracker:
+        return MedianStop(out, step, [t.run for t in trials if t.run != out])
+
+    return build
+
+
+class MedianStop(Tracker):
+    """Ends a run whose best mIoU so far is below the median of others at the same step.
+
+    The rule of Golovin et al., "Google Vizier" (KDD 2017), section 3.2, with the others' best in
+    place of their running average. It needs evaluations of three others at that step or later.
+
+    Args:
+        out: the run folder.
+        step: the run continues after this step.
+        others: folders of the other runs, also of those that have not begun.
+    """
+
+    def __init__(self, out: Path, step: int, others: Sequence[Path]) -> None:
+        super().__init__(out, step)
+        self.others = others
+        self.best = _best_until(out, step) or 0.0
+
+    def line(self, line: Mapping[str, Any]) -> None:
+        """Compare after an evaluation."""
+        if "val" not in line:
+            return
+        self.best = max(self.best, line["val"]["miou"] or 0.0)
+        reached = [_best_until(run, line["step"]) for run in self.others]
+        known = [miou for miou in reached if miou is not None]
+        if len(known) >= LEAST and self.best < (median := statistics.median(known)):
+            self.ended = (
+                f"mIoU {100 * self.best:.2f} is below {100 * median:.2f}, the median of "
+                f"{len(known)} runs at this step"
+            )
+
+
+def _best_until(run: Path, step: int) -> float | None:
+    """Best mIoU of a run up to a step, None if it has not been evaluated at that step or later."""
+    tests = [
+        (line["step"], line["val"]["miou"] or 0.0)
+        for line in read_lines(run / "log.jsonl")
+        if "val" in line
+    ]
+    if not tests or max(at for at, _ in tests) < step:
+        return None
+    return max((miou for at, miou in tests if at <= step), default=None)
