@@ -75,6 +75,8 @@ def graphs(monkeypatch):
                "set_rng_state": lambda state, device: torch.set_rng_state(state)}  # fmt: skip
     for name, value in nothing.items():
         monkeypatch.setattr(torch.cuda, name, value)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):  # real ones in a CUDA build
+        monkeypatch.setattr(torch._C, name, lambda device, pool: None)
     monkeypatch.setattr(graphed, "warming_stream", Stream)
     monkeypatch.setattr(graphed, "Staying", contextlib.nullcontext)  # the CPU's loss reads values
     monkeypatch.setattr(Graphed, "_record", recording)

@@ -459,8 +459,9 @@ def test_frames_of_a_network_camera_in_python(predictor, model):
         with pytest.raises(SetrError, match="disabled; allow them with --allow-urls"):
             next(strict.predict_all(f"{address}/video?.mjpg"))
     assert first.mask.shape == (48, 64)
-    assert first.path == f"{address}/video?.mjpg#1"
-    assert int(second.path.rpartition("#")[2]) >= 2
+    places, numbers = zip(*(r.path.rsplit("#", 1) for r in (first, second)), strict=True)
+    assert set(places) == {f"{address}/video?.mjpg"}
+    assert 1 <= int(numbers[0]) < int(numbers[1])  # a busy machine drops the first ones, too
 
 
 def test_a_video_file_at_an_address(predictor, model, tmp_path, capfd):

@@ -269,6 +269,8 @@ def test_a_recording_is_on_the_streams_of_its_gpu(
                         "graph": Graph,
                         "current_stream": lambda *_: _Stream.current}.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, value)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):  # real ones in a CUDA build
+        monkeypatch.setattr(torch._C, name, lambda device, pool: None)
     monkeypatch.setattr(_Stream, "current", own)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
