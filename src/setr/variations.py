@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count, product
 from typing import Any
@@ -66,9 +66,8 @@ def variations(
         config: the settings that stay.
         vary: for each varied setting its values, a sequence; or a range, the text `1e-5..1e-3`,
             which needs a number. Names as for `Config.replace`.
-        number: so many, spread evenly over values and ranges (the additive recurrence of the
-            generalised golden ratio; Roberts, "The unreasonable effectiveness of quasirandom
-            sequences", 2018). All combinations if not given.
+        number: so many, spread evenly over values and ranges (Halton's sequence, Numerische
+            Mathematik 2, 1960). All combinations if not given.
 
     Raises:
         UsageError: nothing to vary, an unknown name, a setting that has no effect on the result,
@@ -146,18 +145,30 @@ def _range(name: str, match: re.Match[str], option: Option) -> Range:
 
 def _spread(choices: Mapping[str, Range | Listed], number: int) -> list[Variation]:
     """Distinct points; every next one lies where the ones before are sparse."""
-    ratio = 2.0  # the root of x ** (d + 1) == x + 1 by fixed-point iteration
-    for _ in range(60):
-        ratio = (1 + ratio) ** (1 / (len(choices) + 1))
     found = dict[str, Variation]()
     for i in count(1):
-        point = {}
-        for k, (name, values) in enumerate(choices.items(), start=1):
-            point[name] = values.at((0.5 + i * ratio**-k) % 1)
+        point = {
+            name: values.at(_radical_inverse(i, base))
+            for base, (name, values) in zip(_primes(), choices.items(), strict=False)
+        }
         found.setdefault(repr(point), point)
         if len(found) == number:
             return list(found.values())
     raise AssertionError  # the count has no end
+
+
+def _primes() -> Iterator[int]:
+    return (n for n in count(2) if all(n % k for k in range(2, n)))
+
+
+def _radical_inverse(number: int, base: int) -> float:
+    """The digits of a number mirrored at the point: 0 to below 1."""
+    value, place = 0.0, 1.0
+    while number:
+        number, digit = divmod(number, base)
+        place /= base
+        value += digit * place
+    return value
 
 
 def name_of(variation: Variation) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.cells import cell_len, set_cell_size
 
 from setr.pages.charts import svg
-from setr.pages.page import bar, escape, table, tiles, write_page
+from setr.pages.page import escape, table, tiles, write_page
 from setr.reading.files import one_line, write_bytes
 from setr.trials import Compared, Trial, compared
 from setr.variations import LOGARITHMIC, short, value_text
@@ -135,12 +135,10 @@ def _ranking(groups: Sequence[Compared]) -> str:
     names = list(short(groups[0].variation))
     rows = []
     for group in groups:
-        mean = "n/a" if group.mean is None else bar(group.mean, digits=2)
-        spread = "" if group.deviation is None else f"{100 * group.deviation:.2f}"
         runs = ", ".join(trial.run.name for trial in group.trials)
         cells = [escape(value_text(v)) for v in group.variation.values()]
-        rows.append([*cells, mean, spread, escape(runs), escape(_note(group))])
-    return table([*map(escape, names), "mIoU in %", "±", "runs", ""], rows, (len(names) + 1,))
+        rows.append([*cells, _miou(group), escape(runs), escape(_note(group))])
+    return table([*map(escape, names), "mIoU in %", "runs", ""], rows, (len(names),))
 
 
 def _varied(groups: Sequence[Compared]) -> Iterable[tuple[str, list[Any]]]:
@@ -190,8 +188,10 @@ def _effect(groups: Sequence[Compared], name: str, values: Sequence[Any]) -> str
 
 def _places(values: Sequence[Any]) -> dict[str, float]:
     """The x of each value: numbers to scale, others evenly; over the logarithm as ranges are."""
-    spots = [float(v) for v in values] if all(map(_is_number, values)) else list(range(len(values)))
-    if spots[0] > 0 and spots[-1] / spots[0] >= LOGARITHMIC and all(map(_is_number, values)):
-        spots = [math.log(v) for v in spots]
-    share = [(v - spots[0]) / (spots[-1] - spots[0]) for v in spots]
-    return {repr(v): LEFT + 20 + (WIDTH - 20) * s for v, s in zip(values, share, strict=True)}
+    if all(map(_is_number, values)):
+        logarithmic = values[0] > 0 and values[-1] / values[0] >= LOGARITHMIC
+        spots = [math.log(v) if logarithmic else float(v) for v in values]
+        shares = [0.04 + 0.92 * (v - spots[0]) / (spots[-1] - spots[0]) for v in spots]
+    else:
+        shares = [(i + 0.5) / len(values) for i in range(len(values))]
+    return {repr(v): LEFT + WIDTH * share for v, share in zip(values, shares, strict=True)}
