@@ -64,13 +64,14 @@ class Result(HintsAtNames):
         compute_scores: Callable[[], np.ndarray],
         *,
         path: str = "",
-        geo: Georeference | None = None,
     ) -> None:
         self.image, self.mask, self.confidence, self.labels = image, mask, confidence, labels
-        self.path, self.geo, self.name = path, geo, ""
+        self.path, self.name = path, ""
+        self.geo: Georeference | None = None
         self.min_confidence, self.unsure = 0.0, 0
         self._compute_scores = LateScores(compute_scores)
-        self._regions: tuple[int, set[int], list[Polygon]] | None = None  # least pixels, classes
+        # the newest polygons, by least pixels and classes
+        self._regions: tuple[tuple[int, tuple[int, ...]], list[Polygon]] | None = None
 
     @cached_property
     def scores(self) -> np.ndarray:
@@ -119,16 +120,12 @@ class Result(HintsAtNames):
             min_pixels: regions with fewer pixels are left out.
             classes: names of the classes to outline; all by default.
         """
-        least, ids = max(1, min_pixels), set(chosen_ids(classes, self.labels.classes))
-        if self._regions is None or self._regions[0] > least or not ids <= self._regions[1]:
+        least, ids = max(1, min_pixels), chosen_ids(classes, self.labels.classes)
+        if self._regions is None or self._regions[0] != (least, ids):
             count = len(self.labels.classes)
             found = mask_polygons(self.mask, count, min_pixels=least, class_ids=ids)
-            self._regions = least, ids, found
-        return [
-            simplified(p, tolerance)
-            for p in self._regions[2]
-            if p.pixels >= least and p.class_id in ids
-        ]
+            self._regions = (least, ids), found
+        return [simplified(polygon, tolerance) for polygon in self._regions[1]]
 
     def geojson(self, **options: Unpack[PolygonOptions]) -> dict[str, Any]:
         """A GeoJSON FeatureCollection, in map coordinates for georeferenced images, else in pixels.
