@@ -64,14 +64,13 @@ class Result(HintsAtNames):
         compute_scores: Callable[[], np.ndarray],
         *,
         path: str = "",
+        geo: Georeference | None = None,
     ) -> None:
         self.image, self.mask, self.confidence, self.labels = image, mask, confidence, labels
-        self.path, self.name = path, ""
-        self.geo: Georeference | None = None
+        self.path, self.geo, self.name = path, geo, ""
         self.min_confidence, self.unsure = 0.0, 0
         self._compute_scores = LateScores(compute_scores)
-        # the newest polygons, by least pixels and classes
-        self._regions: tuple[tuple[int, tuple[int, ...]], list[Polygon]] | None = None
+        self._regions: tuple[int, set[int], list[Polygon]] | None = None  # least pixels, classes
 
     @cached_property
     def scores(self) -> np.ndarray:
@@ -120,12 +119,16 @@ class Result(HintsAtNames):
             min_pixels: regions with fewer pixels are left out.
             classes: names of the classes to outline; all by default.
         """
-        least, ids = max(1, min_pixels), chosen_ids(classes, self.labels.classes)
-        if self._regions is None or self._regions[0] != (least, ids):
+        least, ids = max(1, min_pixels), set(chosen_ids(classes, self.labels.classes))
+        if self._regions is None or self._regions[0] > least or not ids <= self._regions[1]:
             count = len(self.labels.classes)
             found = mask_polygons(self.mask, count, min_pixels=least, class_ids=ids)
-            self._regions = (least, ids), found
-        return [simplified(polygon, tolerance) for polygon in self._regions[1]]
+            self._regions = least, ids, found
+        return [
+            simplified(p, tolerance)
+            for p in self._regions[2]
+            if p.pixels >= least and p.class_id in ids
+        ]
 
     def geojson(self, **options: Unpack[PolygonOptions]) -> dict[str, Any]:
         """A GeoJSON FeatureCollection, in map coordinates for georeferenced images, else in pixels.
