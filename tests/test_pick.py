@@ -18,7 +18,7 @@ from setr.cli import main
 from setr.data.unlabelled import open_unlabelled
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
 from setr.images import encode_png
-from setr.picking import Uncertain, doubt, pick_images, spread
+from setr.picking import Uncertain, farthest_first, margin_uncertainty, pick_images
 from setr.prediction.inputs import find_items, output_names
 from setr.scores.groups import ScoredImage
 from tests.test_report import Balanced
@@ -30,24 +30,26 @@ def test_doubt_is_one_minus_the_margin() -> None:
     scores = 3 * torch.randn(2, 7, 5, 4)
     before = scores.clone()
     first, second = scores.softmax(1).topk(2, dim=1).values.unbind(1)
-    torch.testing.assert_close(doubt(scores, torch.zeros(())), 1 - (first - second))
+    torch.testing.assert_close(margin_uncertainty(scores, torch.zeros(())), 1 - (first - second))
     torch.testing.assert_close(scores, before, rtol=0, atol=0)
     logarithms = scores.softmax(1).log()  # what several scales give
-    torch.testing.assert_close(doubt(logarithms, torch.zeros(())), 1 - (first - second))
+    torch.testing.assert_close(
+        margin_uncertainty(logarithms, torch.zeros(())), 1 - (first - second)
+    )
     ties = torch.tensor([1.0, 1.0, -50.0]).view(1, 3, 1, 1)
-    assert float(doubt(ties, torch.zeros(()))) == pytest.approx(1)
+    assert float(margin_uncertainty(ties, torch.zeros(()))) == pytest.approx(1)
 
 
 def test_points_are_spread() -> None:
     """Ten frames of a video, of which the most uncertain ones are neighbours, and another place."""
     places = np.array([[0.0], [1.0], [2.0], [3.0], [100.0], [101.0]])
     weights = np.array([0.9, 0.95, 0.9, 0.9, 0.2, 0.1])
-    assert spread(weights, places, 2) == [1, 4]
-    assert spread(weights, places, 3) == [1, 4, 3]
-    assert sorted(spread(weights, places, 99)) == list(range(6))
+    assert farthest_first(weights, places, 2) == [1, 4]
+    assert farthest_first(weights, places, 3) == [1, 4, 3]
+    assert sorted(farthest_first(weights, places, 99)) == list(range(6))
     same = np.zeros((4, 1))
-    assert spread(np.array([0.1, 0.4, 0.0, 0.3]), same, 4) == [1, 3, 0, 2]
-    assert spread(np.zeros(2), same[:2], 2) == [0, 1]
+    assert farthest_first(np.array([0.1, 0.4, 0.0, 0.3]), same, 4) == [1, 3, 0, 2]
+    assert farthest_first(np.zeros(2), same[:2], 2) == [0, 1]
 
 
 @pytest.fixture

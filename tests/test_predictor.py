@@ -526,7 +526,7 @@ def test_submission_for_a_test_server(photo, tmp_path, monkeypatch, capsys):
             Predictor, "predict", lambda s, i: seen.append(s.info.protocol) or predict(plain, i)
         )
         assert main([*arguments, "--protocol", "paper-ms"]) == OK
-    assert [protocol.is_multi_scale for protocol in seen] == [True]
+    assert [protocol.flip for protocol in seen] == [True]
     assert seen[0].window == (512, 512)
     write_bytes(images / "ADE_test_00000002.jpg", b"broken")
     (out / "ade20k.zip").unlink()

@@ -18,9 +18,9 @@ from setr.data import scenes
 from setr.errors import SetrError
 from setr.evaluation import EvaluationOptions, evaluate_split
 from setr.export import export
-from setr.loading import LoadOptions, PredictorOptions
+from setr.loading import ForeignOptions, PredictorOptions
 from setr.transforms import Augmentation
-from setr.weight_files.foreign import FOREIGN_KEYWORDS
+from setr.weight_files.foreign import convert_foreign
 from tests.conftest import tiny_model
 
 FINETUNE = setr.recipe("finetune")
@@ -148,8 +148,8 @@ def test_a_predictor_refuses_what_it_could_not_use_later(options, message):
 def test_options_are_typed_and_refused_before_anything_opens():
     own = set(inspect.signature(setr.Predictor).parameters) - {"model", "info", "device"}
     assert set(PredictorOptions.__annotations__) == own
-    foreign = LoadOptions.__annotations__.keys() - own
-    assert foreign == set(FOREIGN_KEYWORDS)
+    foreign = set(inspect.signature(convert_foreign).parameters) - {"path"}
+    assert set(ForeignOptions.__annotations__) == foreign
     with pytest.raises(TypeError, match=r"load\(\) has no option 'scale'; did you mean scales\?"):
         setr.load("no such model", scale=2)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="no option 'conf'; give precision, max_pixels"):

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -70,9 +72,12 @@ class State(NamedTuple):
             for number, (start, stop) in entry["rows"]:
                 a, b = max(start, first), min(stop, last)
                 if a < b:
-                    part = _open(self.folder / _file(number)).get_slice(name)
-                    value = part[a - start : b - start] if shape else _scalar(self, number, name)
-                    (target[a - first : b - first] if shape else target).copy_(value)
+                    file = safe_open(self.folder / _file(number), "pt")
+                    if shape:
+                        rows = file.get_slice(name)[a - start : b - start]
+                        target[a - first : b - first].copy_(rows)
+                    else:
+                        target.copy_(file.get_tensor(name))
 
 
 def save_state(
@@ -170,8 +175,6 @@ def _index(tensors: Mapping[str, Tensor], writers: int) -> dict[str, Any]:
 
 def _attempt(action: Any) -> str | None:
     """Run a function; the reason, in one line, if it fails."""
-    from safetensors import SafetensorError
-
     try:
         action()
     except (OSError, SafetensorError) as error:
@@ -206,8 +209,6 @@ def _retire(state: Path) -> None:
 
 def _write_tensors(part: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Write this process's tensors; returns size and checksum of the file."""
-    from safetensors.torch import save_file
-
     own = {}
     for name, tensor in tensors.items():
         if isinstance(tensor, DTensor):
@@ -279,13 +280,3 @@ def _examine(folder: Path) -> tuple[State | None, str]:
         if _digest(path) != files[name]["sha256"]:
             return None, f"{name}: checksum differs"
     return State(folder, content["step"], content["values"], content["tensors"]), ""
-
-
-def _open(path: Path) -> Any:
-    from safetensors import safe_open
-
-    return safe_open(path, "pt")
-
-
-def _scalar(state: State, number: int, name: str) -> Tensor:
-    return _open(state.folder / _file(number)).get_tensor(name)

@@ -22,17 +22,9 @@ from setr.arguments.typed import check_fields
 from setr.arguments.usage import meant
 from setr.errors import UsageError, check_setting
 from setr.reading import typed_yaml
-from setr.training.train_config import DistillConfig, OptimConfig, TrainConfig
-
-__all__ = [
-    "Config",
-    "DataConfig",
-    "DistillConfig",
-    "EvalConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "TrainConfig",
-]
+from setr.training.train_config import DistillConfig as DistillConfig
+from setr.training.train_config import OptimConfig as OptimConfig
+from setr.training.train_config import TrainConfig as TrainConfig
 
 
 @dataclass(frozen=True)

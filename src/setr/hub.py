@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from setr.arguments.typed import checked
@@ -203,9 +205,6 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file atomically, without a copy in memory."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     try:
         with replacing(path) as part:
             part.touch()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from setr.data.band_draft import draft_bands
 from setr.data.class_draft import draft_classes, listed_classes
@@ -24,7 +24,7 @@ from setr.outlines.class_masks import chosen_class_masks, class_masks
 from setr.outlines.files import find_outlines
 from setr.outlines.index import AnnotatedFolder
 from setr.outlines.masks import draw_masks, left_out_text, overlaps_text
-from setr.reading.files import printable, write_bytes
+from setr.reading.files import printable, write_text
 
 SHOWN = 5
 VAL_SHARE = 0.2
@@ -54,28 +54,10 @@ class Draft(NamedTuple):
         return {self.name: self.yaml, **self.lists}
 
 
-def draft(
-    root: Path,
-    *,
-    val_share: float = VAL_SHARE,
-    rest: str = REST,
-    name: str = "data.yaml",
-    class_key: str = "",
-    tile: int = 0,
-    images: str = "",
-    masks: str = "",
-    threshold: int = 0,
-    order: str = "",
-    group_by: str = "",
-    folds: int = 0,
-) -> Draft:
-    """Draft the description of a folder.
+class DraftOptions(NamedTuple):
+    """What the user may ask for.
 
-    Outlines and binary masks per class are drawn into its folder `masks_drawn`, again on each call.
-    With `tile`, images and masks are cut into its folder `tiles` instead.
-
-    Args:
-        root: folder with images and masks, or outlines, with or without folders per split.
+    Attributes:
         val_share: fraction of the pairs for the validation split if the folder has none; the choice
             depends on file names, and on classes that a part would lack.
         rest: for outlines, the class of pixels outside all of them, or `ignore`.
@@ -91,43 +73,24 @@ def draft(
         group_by: pattern of image names; images in which its wildcards stand for the same text are
             kept in one split or fold (see `groups_of`).
         folds: number of folds for cross-validation; 0 for none.
-
-    Raises:
-        SetrError: a known data set that needs no description, an unknown layout, an option that
-            would have no effect, one of `images` and `masks` without the other, or images that
-            cannot be cut.
     """
-    if bool(images) != bool(masks):
-        given, other = ("images", "masks") if images else ("masks", "images")
-        raise UsageError(f"--{given} {images or masks}: give --{other}, too")
-    if tile and (group_by or folds):
-        option = f"--group-by {group_by}" if group_by else f"--folds {folds}"
-        raise UsageError(f"{option}: is not for --tile, which chooses blocks of tiles")
-    covering = tuple(filter(None, map(str.strip, order.split(","))))
-    asked = _Asked(
-        val_share, rest, name, class_key, images, masks, threshold, covering, group_by, folds
-    )
-    if not tile:
-        return _draft(root, asked, None)
-    with TileFolder(root, tile) as tiles:
-        made = _draft(root, asked, tiles)
-        tiles.finish()
-        return made
 
+    val_share: float = VAL_SHARE
+    rest: str = REST
+    name: str = "data.yaml"
+    class_key: str = ""
+    tile: int = 0
+    images: str = ""
+    masks: str = ""
+    threshold: int = 0
+    order: str = ""
+    group_by: str = ""
+    folds: int = 0
 
-class _Asked(NamedTuple):
-    """Arguments of `draft`."""
-
-    val_share: float
-    rest: str
-    name: str
-    class_key: str
-    images: str
-    masks: str
-    threshold: int
-    order: tuple[str, ...]
-    group_by: str
-    folds: int
+    @property
+    def covering(self) -> tuple[str, ...]:
+        """The names in `order`."""
+        return tuple(filter(None, map(str.strip, self.order.split(","))))
 
     def lists(
         self, pairs: list[MaskPair], known: Mapping[str, str], classes: Mapping[str, Set[int]]
@@ -141,7 +104,37 @@ class _Asked(NamedTuple):
         return draft_lists(pairs, self.val_share, known, classes)
 
 
-def _draft(root: Path, asked: _Asked, tiles: TileFolder | None) -> Draft:
+def draft(root: Path, **options: Any) -> Draft:
+    """Draft the description of a folder.
+
+    Outlines and binary masks per class are drawn into its folder `masks_drawn`, again on each call.
+    With `tile`, images and masks are cut into its folder `tiles` instead.
+
+    Args:
+        root: folder with images and masks, or outlines, with or without folders per split.
+        options: see `DraftOptions`.
+
+    Raises:
+        SetrError: a known data set that needs no description, an unknown layout, an option that
+            would have no effect, one of `images` and `masks` without the other, or images that
+            cannot be cut.
+    """
+    asked = DraftOptions(**options)
+    if bool(asked.images) != bool(asked.masks):
+        given, other = ("images", "masks") if asked.images else ("masks", "images")
+        raise UsageError(f"--{given} {asked.images or asked.masks}: give --{other}, too")
+    if asked.tile and (asked.group_by or asked.folds):
+        option = f"--group-by {asked.group_by}" if asked.group_by else f"--folds {asked.folds}"
+        raise UsageError(f"{option}: is not for --tile, which chooses blocks of tiles")
+    if not asked.tile:
+        return _draft(root, asked, None)
+    with TileFolder(root, asked.tile) as tiles:
+        made = _draft(root, asked, tiles)
+        tiles.finish()
+        return made
+
+
+def _draft(root: Path, asked: DraftOptions, tiles: TileFolder | None) -> Draft:
     if asked.images:
         annotated = chosen_class_masks(root, asked.images, asked.masks, asked.threshold)
     else:
@@ -163,19 +156,19 @@ def _draft(root: Path, asked: _Asked, tiles: TileFolder | None) -> Draft:
 
 
 def _draft_outlines(
-    root: Path, asked: _Asked, tiles: TileFolder | None, annotated: AnnotatedFolder
+    root: Path, asked: DraftOptions, tiles: TileFolder | None, annotated: AnnotatedFolder
 ) -> Draft:
     """Draft the description of a folder whose masks are drawn here."""
     if not annotated.has_properties:
         _refuse_class_key(root, asked, annotated.kind)
     splits = {entry.image: entry.split for entry in annotated.images if entry.split}
     _refuse_no_effect(root, asked, [entry.image for entry in annotated.images], splits)
-    drawn = draw_masks(root, annotated, rest=asked.rest, order=asked.order, tiles=tiles)
+    drawn = draw_masks(root, annotated, rest=asked.rest, order=asked.covering, tiles=tiles)
     notes = [
         *annotated.notes,
         left_out_text(annotated.left_out),
         _left_out(annotated.unannotated, len(annotated.images), "outlines"),
-        overlaps_text(drawn, asked.order) if annotated.tells_overlaps else "",
+        overlaps_text(drawn, asked.covering) if annotated.tells_overlaps else "",
     ]
     pairs, folder = drawn.pairs, DRAWN
     if tiles is None:
@@ -196,7 +189,7 @@ def _draft_outlines(
     return _composed(asked.name, head, note, body, lists)
 
 
-def _refuse_class_key(root: Path, asked: _Asked, kind: str) -> None:
+def _refuse_class_key(root: Path, asked: DraftOptions, kind: str) -> None:
     """Refuse a class key that would have no effect."""
     if asked.class_key:
         raise UsageError(
@@ -206,7 +199,7 @@ def _refuse_class_key(root: Path, asked: _Asked, kind: str) -> None:
 
 
 def _refuse_no_effect(
-    root: Path, asked: _Asked, images: Sequence[str], splits: Mapping[str, str]
+    root: Path, asked: DraftOptions, images: Sequence[str], splits: Mapping[str, str]
 ) -> None:
     """Refuse a share or groups that no split is drawn by, and groups that images do not have."""
     if asked.group_by:
@@ -223,7 +216,7 @@ def _refuse_no_effect(
         )
 
 
-def _draft_masks(root: Path, asked: _Asked, tiles: TileFolder | None) -> Draft:
+def _draft_masks(root: Path, asked: DraftOptions, tiles: TileFolder | None) -> Draft:
     """Draft the description of a folder of mask files."""
     found = find_pairs(root, asked.images, asked.masks)
     _refuse_class_key(root, asked, "masks")
@@ -233,9 +226,9 @@ def _draft_masks(root: Path, asked: _Asked, tiles: TileFolder | None) -> Draft:
             f"--rest {asked.rest}: is for outlines and masks of one class each, and {root} has "
             "masks of all classes; leave it out, and map their ids in data.yaml"
         )
-    if asked.order:
+    if asked.covering:
         raise UsageError(
-            f"--order {','.join(asked.order)}: is for outlines and masks of one class each, and "
+            f"--order {','.join(asked.covering)}: is for outlines and masks of one class each, and "
             f"{root} has masks of all classes; leave it out"
         )
     notes = [_left_out(found.unpaired, len(found.pairs), "mask")]
@@ -288,5 +281,5 @@ def list_names(name: str, parts: Sequence[str] = SPLITS) -> dict[str, str]:
 def write(root: Path, made: Draft) -> list[Path]:
     """Write a draft into its folder and return the files."""
     for name, text in made.files.items():
-        write_bytes(root / name, text.encode("utf-8", "surrogateescape"))
+        write_text(root / name, text)
     return [root / name for name in made.files]

@@ -20,7 +20,6 @@ from setr.model_info import ModelInfo
 from setr.opening import open_trained
 from setr.predictor import Predictor
 from setr.protocols import Protocol
-from setr.weight_files.foreign import FOREIGN_KEYWORDS
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -41,8 +40,8 @@ class PredictorOptions(TypedDict, total=False):
     value_range: Range | None
 
 
-class LoadOptions(PredictorOptions, total=False):
-    """Those, and for checkpoints of other code the ones of `foreign.convert_foreign`."""
+class ForeignOptions(TypedDict, total=False):
+    """Keyword arguments of `foreign.convert_foreign`, for checkpoints of other code."""
 
     num_heads: int | None
     taps: tuple[int, ...] | None
@@ -52,6 +51,10 @@ class LoadOptions(PredictorOptions, total=False):
     odd_sizes: OddSizes
     encoder: str | None
     pretrained: str | None
+
+
+class LoadOptions(PredictorOptions, ForeignOptions, total=False):
+    """Keyword arguments of `load` besides its own."""
 
 
 def load(
@@ -89,7 +92,7 @@ def load(
     """
     require_known("load", options, LoadOptions)
     given: dict[str, Any] = {**options}
-    foreign = {key: given.pop(key) for key in FOREIGN_KEYWORDS if key in given}
+    foreign = {key: given.pop(key) for key in ForeignOptions.__annotations__ if key in given}
     if isinstance(source, SETR):
         return Predictor(source, checked_info(info), device=device, **given, **foreign)
     if info is not None or not isinstance(source, str | os.PathLike | list | tuple):

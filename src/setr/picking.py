@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -32,7 +31,7 @@ THUMBNAIL = 16
 """Side of a thumbnail in pixels."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Picks:
     """The result of picking.
 
@@ -53,7 +52,7 @@ class Picks:
     complete: bool
 
 
-def doubt(scores: Tensor, _truth: Tensor) -> Tensor:
+def margin_uncertainty(scores: Tensor, _truth: Tensor) -> Tensor:
     """1 minus the margin of the two highest probabilities, (B, r, W), of scores (B, K, r, W)."""
     best, ids = scores.max(dim=1, keepdim=True)
     odds = (scores - best).exp_()  # 1 for the best class
@@ -63,7 +62,7 @@ def doubt(scores: Tensor, _truth: Tensor) -> Tensor:
 
 
 class Uncertain:
-    """Takes the images of an evaluation that measures `doubt`; keeps a kilobyte of each."""
+    """Takes the images of an evaluation that measures `margin_uncertainty`, a kilobyte each."""
 
     def __init__(self) -> None:
         self.names: dict[int, str] = {}
@@ -81,7 +80,7 @@ class Uncertain:
         ).ravel()
 
 
-def spread(weights: np.ndarray, points: np.ndarray, count: int) -> list[int]:
+def farthest_first(weights: np.ndarray, points: np.ndarray, count: int) -> list[int]:
     """Choose heavy points that are far from each other.
 
     Args:
@@ -135,20 +134,20 @@ def pick_images(
         SetrError: as `evaluate_split`.
     """
     seen = Uncertain()
-    figures: dict[str, Any] = {"failed": [], "protocol": info.protocol.describe()}
+    failed: list[str] = []
     complete = True
     try:
-        figures = evaluate_split(
+        failed = evaluate_split(
             model,
             info,
             dataset,
             precision=precision,
             workers=workers,
             detailed=False,
-            measure=doubt,
+            measure=margin_uncertainty,
             on_image=seen,
             stopped=stopped,
-        )
+        )["failed"]
     except Stopped:
         complete = False
     numbers = sorted(seen.names)
@@ -156,7 +155,6 @@ def pick_images(
     if numbers:
         weights = np.array([seen.uncertainty[number] for number in numbers])
         points = np.stack([seen.thumbnails[number] for number in numbers])
-        chosen = [numbers[i] for i in spread(weights, points, count)]
-    return Picks(
-        seen.names, seen.uncertainty, chosen, figures["failed"], figures["protocol"], complete
-    )
+        chosen = [numbers[i] for i in farthest_first(weights, points, count)]
+    protocol = info.protocol.describe()
+    return Picks(seen.names, seen.uncertainty, chosen, failed, protocol, complete)

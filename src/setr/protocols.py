@@ -116,11 +116,6 @@ class Protocol:
         height, width = self.view_size(H, W, max(self.scales))
         return height * width > WHOLE_PIXELS
 
-    @property
-    def is_multi_scale(self) -> bool:
-        """Whether probabilities are averaged over scales or flips."""
-        return len(self.scales) > 1 or self.flip
-
     def multi_scale(self) -> Protocol:
         """A copy with the paper's six scales and flip.
 

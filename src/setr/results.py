@@ -24,8 +24,6 @@ from setr.reading.remote import WEIGHT_SUFFIXES
 from setr.recipes import recipe
 from setr.training.settings import FREE, WEIGHTS, flat
 
-COLUMNS = ("row", "setting", "paper", "ours", "difference", "recipe", "data", "command", "commit",
-           "hardware", "seeds")  # fmt: skip
 _TOLERANCE = 3  # images by which common versions of a data set differ
 
 
@@ -67,6 +65,9 @@ class Line(NamedTuple):
     commit: str
     hardware: str
     seeds: str
+
+
+COLUMNS = Line._fields
 
 
 def collect(folder: Path) -> list[Run]:

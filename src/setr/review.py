@@ -11,8 +11,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch.nn.functional as F
@@ -38,7 +37,7 @@ from setr.scores.scorecard import AHEAD_PIXELS, THREADS
 from setr.scores.suspects import CELLS, Looked, Suspect, find_suspects
 
 
-@dataclass
+@dataclass(frozen=True)
 class Review:
     """The result of a review.
 
@@ -54,13 +53,13 @@ class Review:
     """
 
     rows: dict[int, Looked]
-    suspects: list[Suspect] = field(default_factory=list)
-    thresholds: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    pixels: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    failed: list[str] = field(default_factory=list)
-    pictures: dict[int, ScoredImage] = field(default_factory=dict)
-    protocol: str = ""
-    complete: bool = True
+    suspects: list[Suspect]
+    thresholds: np.ndarray
+    pixels: np.ndarray
+    failed: list[str]
+    pictures: dict[int, ScoredImage]
+    protocol: str
+    complete: bool
 
 
 def likelihood(scores: Tensor, truth: Tensor) -> Tensor:
@@ -165,10 +164,10 @@ def review_split(
         SetrError: as `evaluate_split`.
     """
     reviewer = Reviewer(len(dataset.labels.classes), shown)
-    figures: dict[str, Any] = {"failed": [], "protocol": info.protocol.describe()}
+    failed: list[str] = []
     complete = True
     try:
-        figures = evaluate_split(
+        failed = evaluate_split(
             model,
             info,
             dataset,
@@ -178,21 +177,19 @@ def review_split(
             measure=likelihood,
             on_image=reviewer,
             stopped=stopped,
-        )
+        )["failed"]
     except Stopped:
         complete = False
     reviewer.finish()
     with np.errstate(invalid="ignore"):
         thresholds = reviewer.likelihoods / reviewer.pixels
-    review = Review(
+    return Review(
         reviewer.rows,
-        [],
+        find_suspects(reviewer.rows, thresholds, dataset),
         thresholds,
         reviewer.pixels,
-        figures["failed"],
+        failed,
         reviewer.pictures,
-        figures["protocol"],
+        info.protocol.describe(),
         complete,
     )
-    review.suspects = find_suspects(review.rows, thresholds, dataset)
-    return review

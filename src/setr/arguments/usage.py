@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -19,8 +19,6 @@ from setr.arguments.options import Option, options_of
 from setr.arguments.typed import described, members
 
 _TYPO_CUTOFF = 0.8  # similarity of a typing error; at 0.7 different words match
-_READ: dict[Any, Callable[[str], Any]] = {int: int, float: float}
-"""What reads a word of a type; any word is text or a path."""
 
 
 def problem(kind: Any, words: Sequence[str], verb: str) -> str | None:
@@ -242,10 +240,11 @@ def _hyphenated(flag: str) -> str:
 def _fits(value: str, kind: Any) -> bool:
     if get_origin(kind) is Literal:
         return value in map(str, get_args(kind))
-    try:
-        _READ.get(kind, str)(value)
-    except ValueError:
-        return False
+    if kind in (int, float):  # any word is text or a path
+        try:
+            kind(value)
+        except ValueError:
+            return False
     return True
 
 

@@ -14,10 +14,8 @@ from setr.cli import parse, require_within
 from setr.data.layouts import is_drafted
 from setr.data.tile_folder import TILES
 from setr.errors import OK, UsageError
-from setr.init_data import REST, VAL_SHARE, draft, list_names, write
+from setr.init_data import REST, VAL_SHARE, DraftOptions, draft, list_names, write
 
-_OPTIONS = ("images", "masks", "val_share", "group_by", "folds", "rest", "order",
-            "class_key", "threshold", "tile")  # fmt: skip
 MOST_FOLDS = 1000
 BESIDE = "setr.yaml"
 """The draft beside a data.yaml of another program."""
@@ -93,8 +91,8 @@ def run(arguments: list[str]) -> int:
     if given.folds and not 2 <= given.folds <= MOST_FOLDS:
         raise UsageError(f"--folds {given.folds}: give 2 to {MOST_FOLDS}")
     _require_absent(given, [name, *([TILES, *list_names(name).values()] if given.tile else [])])
-    options = {option: getattr(given, option) for option in _OPTIONS}
-    made = draft(given.folder, name=name, **options)
+    options = {option: getattr(given, option) for option in DraftOptions._fields}
+    made = draft(given.folder, **{**options, "name": name})
     _require_absent(given, list(made.files))
     files = write(given.folder, made)
     print(made.yaml, end="")

@@ -108,7 +108,7 @@ def _write(
         write_picks_csv,
         write_picks_page,
     )
-    from setr.picking import doubt
+    from setr.picking import margin_uncertainty
     from setr.reading.files import write_json
     from setr.scores.groups import ScoredImage
 
@@ -135,7 +135,7 @@ def _write(
             precision=given.precision,
             workers=given.workers,
             detailed=False,
-            measure=doubt,
+            measure=margin_uncertainty,
             on_image=lambda scored: pictures.append(
                 small(scored)._replace(number=shown[scored.number])
             ),

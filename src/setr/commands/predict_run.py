@@ -22,9 +22,10 @@ from setr.prediction.inputs import Item, find_items, in_shard, output_names, rea
 from setr.prediction.kinds import OPACITY
 from setr.prediction.manifest import Manifest, write_parquet
 from setr.prediction.output_check import check_outputs
+from setr.prediction.outputs import parse_kinds
 from setr.prediction.packs import Packer
 from setr.prediction.rasters import parse_bands, parse_range
-from setr.prediction.settled import files_of, output_writers, run_names, settled, stream_tasks
+from setr.prediction.settled import files_of, run_names, settled, stream_tasks
 from setr.prediction.streams import Stream, split_sources
 from setr.prediction.video import VIDEO_SUFFIXES
 from setr.processes.interrupt import Interrupt, Stopped
@@ -129,22 +130,20 @@ def predict(
 
 def _writers(given: Arguments) -> WriterOf:
     """What writes the results of a stream, or of images for None."""
-    settings = [given.precision, given.protocol, given.window, given.pack]
-    chosen = {name: value for name in LATER if (value := getattr(given, name))}
+    run_name, options = run_names(given.model), _output_options(given)
     by_bands = [given.bands, given.value_range]
-    return output_writers(
-        given.out,
-        given.save,
-        run_names(given.model),
-        [
-            *(*settings, None if given.exact else given.batch),
-            *filter(None, by_bands),
-            *([chosen] if chosen else ()),
-        ],
-        by_bands,
-        packed=given.pack != "no",
-        options=_output_options(given),
-    )
+    settings: list[Any] = [given.precision, given.protocol, given.window, given.pack]
+    settings += [None if given.exact else given.batch, *filter(None, by_bands)]
+    if chosen := {name: value for name in LATER if (value := getattr(given, name))}:
+        settings.append(chosen)
+
+    def writer(default: str, *more: Any) -> OutputWriter:
+        kinds = parse_kinds(given.save or default)
+        run = run_name([sorted(kinds), options, *settings, *more])
+        return OutputWriter(given.out, kinds, run, given.pack != "no", options)
+
+    image, video, raster = writer("mask"), writer("overlay"), writer("mask", *by_bands)
+    return lambda stream: image if stream is None else video if stream.is_video else raster
 
 
 def _output_options(given: Arguments) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def in_own_keys(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """
     found = dict(values)
     if "label_mapping" in found:
-        _refuse_beside(found, "label_mapping", ("label_map", "colour_map"), "the ids of the masks")
+        _refuse_maps_beside(found, "label_mapping")
         names = found.get("names", found.get("classes"))
         count = len(names) if isinstance(names, list | dict) else 0
         found["label_map"] = _mapped(found.pop("label_mapping"), count)
@@ -79,7 +79,7 @@ def in_own_keys(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
                 "'ignore' in label_map"
             )
         return found
-    _refuse_beside(found, "classes with ids", ("label_map", "colour_map"), "the ids of the masks")
+    _refuse_maps_beside(found, "classes with ids")
     return {**found, **_own_form(classes, ignored)}
 
 
@@ -202,7 +202,7 @@ def _of_file(path: Path) -> dict[int, str]:
     return names
 
 
-def _refuse_beside(values: Mapping[str, Any], key: str, others: tuple[str, ...], what: str) -> None:
-    for other in others:
+def _refuse_maps_beside(values: Mapping[str, Any], key: str) -> None:
+    for other in ("label_map", "colour_map"):
         if values.get(other) is not None:
-            raise SetrError(f"'{other}' beside '{key}': both say {what}; remove one")
+            raise SetrError(f"'{other}' beside '{key}': both say the ids of the masks; remove one")

@@ -23,22 +23,22 @@ class Pair(NamedTuple):
     mask: Path | None
 
 
-class Made(Sequence[T]):
+class LazySequence(Sequence[T]):
     """A sequence whose items are made on access; a slice is a tuple of them."""
 
     @abstractmethod
-    def made(self, place: int) -> T:
+    def item(self, place: int) -> T:
         """The item at a place, 0 or more and below the length."""
 
     def __getitem__(self, index: Any) -> Any:
         places = range(len(self))[index]
-        return tuple(map(self.made, places)) if isinstance(places, range) else self.made(places)
+        return tuple(map(self.item, places)) if isinstance(places, range) else self.item(places)
 
     def __iter__(self) -> Iterator[T]:
-        return map(self.made, range(len(self)))
+        return map(self.item, range(len(self)))
 
 
-class Pairs(Made[Pair]):
+class Pairs(LazySequence[Pair]):
     """File names of a split, packed into bytes: a million `Path` objects would take a gigabyte.
 
     Forked data-loading workers also share packed bytes, but would copy objects (reference counts).
@@ -55,7 +55,7 @@ class Pairs(Made[Pair]):
     def __len__(self) -> int:
         return self._length
 
-    def made(self, place: int) -> Pair:
+    def item(self, place: int) -> Pair:
         """The pair at a place."""
         for root, images, masks in self._parts:
             if place < len(images):
@@ -88,7 +88,7 @@ class Pairs(Made[Pair]):
                 yield os.path.join(base, images[i]), mask
 
 
-class NamedPairs(Made[Pair]):
+class NamedPairs(LazySequence[Pair]):
     """Paths that name samples without files of their own, made on access.
 
     Args:
@@ -103,13 +103,13 @@ class NamedPairs(Made[Pair]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def made(self, place: int) -> Pair:
+    def item(self, place: int) -> Pair:
         """The pair at a place."""
         name = self.samples[place]
         return Pair(self.folder / name, self.folder / f"{name}{self.mask_ending}")
 
 
-class Numbers(Made[str]):
+class Numbers(LazySequence[str]):
     """Numbers from 0 with leading zeros: 0000012."""
 
     def __init__(self, length: int) -> None:
@@ -118,12 +118,12 @@ class Numbers(Made[str]):
     def __len__(self) -> int:
         return self.length
 
-    def made(self, place: int) -> str:
+    def item(self, place: int) -> str:
         """The number at a place."""
         return f"{place:07d}"
 
 
-class Strings(Made[str]):
+class Strings(LazySequence[str]):
     """A sequence of strings in one buffer."""
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -136,7 +136,7 @@ class Strings(Made[str]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    def made(self, place: int) -> str:
+    def item(self, place: int) -> str:
         """The string at a place."""
         start = self.ends[place - 1] if place else 0
         return self.buffer[start : self.ends[place]].decode("utf-8", "surrogateescape")

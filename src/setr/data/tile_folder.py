@@ -5,8 +5,6 @@ The tiles of a folder appear together, in its folder `tiles`, when all are compl
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import shutil
 from collections import Counter
@@ -22,7 +20,7 @@ from setr.data.tile_files import box_of, is_blank, is_turned, mask_to_cut, write
 from setr.errors import DataError, SetrError, UsageError
 from setr.processes.lock import lock_file
 from setr.processes.progress import Progress
-from setr.reading.files import cannot_write, write_bytes, writing
+from setr.reading.files import cannot_write, write_rows, writing
 from setr.reading.gdal import GdalFile, gdal_driver, import_gdal
 
 TILES = "tiles"
@@ -277,12 +275,12 @@ def _final(name: str) -> str:
 
 def _write_table(path: Path, splits: Mapping[str, Sequence[Tile]]) -> None:
     """Which tile is what part of which image."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("tile", "image", "row", "column", "height", "width", "split"))
+    rows: list[tuple[object, ...]] = [
+        ("tile", "image", "row", "column", "height", "width", "split")
+    ]
     for split, tiles in splits.items():
         for tile in tiles:
             (top, bottom), (left, right) = tile.window
             name = tile.image.removeprefix(f"{_PART}/images/")
-            table.writerow((name, tile.source, top, left, bottom - top, right - left, split))
-    write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
+            rows.append((name, tile.source, top, left, bottom - top, right - left, split))
+    write_rows(path, rows)

@@ -44,9 +44,8 @@ class GemmaViT(AdaptedViT, _gemma.Gemma4VitEncoder):
         return self._of_grid(*self.patch_embed.grid_size)
 
     def _of_grid(self, h: int, w: int) -> Tensor:
-        device = (
-            self.pos_embed_y.device
-        )  # picked, not sliced, so that exported graphs take any size
+        device = self.pos_embed_y.device
+        # picked, not sliced, so that exported graphs take any size
         rows = self.pos_embed_y.index_select(1, torch.arange(h, device=device))
         columns = self.pos_embed_x.index_select(1, torch.arange(w, device=device))
         return (rows[:, :, None] + columns[:, None]).flatten(1, 2)

@@ -207,8 +207,7 @@ class _Pool(nn.Module):
                 eps=norm.eps,
             )  # fmt: skip
             return relu(y)
-        out = self.conv(pooled)
-        return out
+        return self.conv(pooled)
 
 
 def _resized(x: Tensor, like: Tensor) -> Tensor:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import heapq
-import io
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import numpy as np
 from setr.distributed import gather
 from setr.pages.montage import shrunk
 from setr.pages.page import WIDTH
-from setr.reading.files import write_bytes
+from setr.reading.files import write_rows
 from setr.scores.groups import ScoredImage
 from setr.scores.intervals import paired_difference
 
@@ -77,12 +75,8 @@ class Gallery:
 
     def write_csv(self, path: Path) -> None:
         """Write `image,miou,pixel_accuracy`, a line per image; empty where no pixel counts."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("image", "miou", "pixel_accuracy"))
-        for _, row in sorted(self.rows.items()):
-            writer.writerow(["" if v is None else v for v in row])
-        write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
+        rows = [row for _, row in sorted(self.rows.items())]
+        write_rows(path, [("image", "miou", "pixel_accuracy"), *rows])
 
 
 def small(tested: ScoredImage) -> ScoredImage:

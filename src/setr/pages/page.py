@@ -93,12 +93,11 @@ def dot(colour: Sequence[int]) -> str:
     return f'<i class="dot" style="background:rgb({",".join(map(str, colour))})"></i>'
 
 
-def legend(labels: Labels, shown: Iterable[int] | None = None) -> str:
-    """Class colours with their names: of all classes, or of the ids in `shown`."""
-    ids = range(len(labels.classes)) if shown is None else shown
+def legend(labels: Labels, shown: Iterable[int]) -> str:
+    """Class colours of ids with their names; ids without a class are left out."""
     items = [
         f"<span>{dot(labels.colours[i])}{escape(labels.classes[i])}</span>"
-        for i in ids
+        for i in shown
         if i < len(labels.classes)
     ]
     return f'<p class="legend">{"".join(items)}</p>'

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import numpy as np
 from setr.labels import Labels
 from setr.pages.page import escape, figure, heat, heat_scale, legend, tiles, write_page
 from setr.picking import Picks
-from setr.reading.files import write_bytes
+from setr.reading.files import write_rows, write_text
 from setr.scores.groups import ScoredImage
 
 SHOWN = 12
@@ -41,25 +39,21 @@ def pick_json(picks: Picks, places: dict[int, str]) -> dict[str, Any]:
 def write_list(path: Path, picks: Picks, places: dict[int, str]) -> None:
     """Write the files of the chosen images, one a line, in order."""
     lines = "".join(f"{places[number]}\n" for number in picks.chosen)
-    write_bytes(path, lines.encode("utf-8", "surrogateescape"))
+    write_text(path, lines)
 
 
 def write_picks_csv(path: Path, picks: Picks) -> None:
     """Write `image,uncertainty,rank`, the most uncertain first; no rank if not chosen."""
     ranks = {number: rank for rank, number in enumerate(picks.chosen, 1)}
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("image", "uncertainty", "rank"))
-    for number in sorted(picks.names, key=lambda number: (-picks.uncertainty[number], number)):
-        value = f"{picks.uncertainty[number]:.6g}"
-        writer.writerow((picks.names[number], value, ranks.get(number, "")))
-    write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    order = sorted(picks.names, key=lambda number: (-picks.uncertainty[number], number))
+    rows = ((picks.names[n], f"{picks.uncertainty[n]:.6g}", ranks.get(n, "")) for n in order)
+    write_rows(path, [("image", "uncertainty", "rank"), *rows])
 
 
 def write_picks_page(
     path: Path, title: str, picks: Picks, labels: Labels, pictures: Sequence[ScoredImage]
 ) -> None:
-    """Write the page; `pictures` are the first chosen images, `measured` their doubt."""
+    """Write the page; `pictures` are the first chosen images, `measured` their uncertainty."""
     seen = {int(i) for picture in pictures for i in np.unique(picture.prediction)}
     parts = [
         tiles([(str(len(picks.names)), "images"), (str(len(picks.chosen)), "chosen")]),

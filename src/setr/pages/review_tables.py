@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from setr.reading.files import one_line, write_bytes
+from setr.reading.files import one_line, write_rows
 from setr.review import Review
 from setr.scores.suspects import Suspect
 
@@ -145,13 +143,13 @@ def write_csv(path: Path, review: Review) -> None:
         (number for number in review.rows if number not in suspects),
         key=lambda number: (review.rows[number].quality is None, review.rows[number].quality or 0),
     )
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("image", "quality", "agreement", "findings", "regions", "region_pixels"))
+    rows: list[tuple[object, ...]] = [
+        ("image", "quality", "agreement", "findings", "regions", "region_pixels")
+    ]
     for number in (*suspects, *others):
         row, found = review.rows[number], suspects.get(number)
         kinds = " ".join(f.kind for f in found.findings) if found else ""
         pixels = found.regions["pixels"] if found else np.empty(0, int)
         figures = ("" if v is None else f"{v:.6g}" for v in (row.quality, row.agreement))
-        writer.writerow((row.name, *figures, kinds, len(pixels), pixels.sum()))
-    write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
+        rows.append((row.name, *figures, kinds, len(pixels), pixels.sum()))
+    write_rows(path, rows)

@@ -183,15 +183,17 @@ def _remote(source: str) -> Iterator[Item]:
         else:
             base, found = posixpath.dirname(path), [path]
         wanted = [f for f in found if Path(f).suffix.lower() in IMAGE_SUFFIXES]
-        archives = [f for f in found if f.endswith(ARCHIVES)]
-        for file in wanted if wanted else () if archives else found[:1] if found == [path] else ():
+        archives = [] if wanted else [f for f in found if f.endswith(ARCHIVES)]
+        if found == [path] and not archives:
+            wanted = found  # whatever its ending
+        for file in wanted:
             name = _safe(file.removeprefix(base))
             yield Item(name, store.unstrip_protocol(file), _remote_stamp(store, file))
     except SetrError:
         raise
     except Exception as error:  # of many libraries
         raise UsageError(f"{source}: cannot list ({first_line(error)})") from None
-    for file in () if wanted else archives:
+    for file in archives:
         yield from _archive(store.unstrip_protocol(file), _remote_stamp(store, file))
 
 

@@ -21,7 +21,7 @@ from setr.prediction.filming import FILMS
 from setr.prediction.inputs import Item, file_stamp
 from setr.prediction.kinds import KINDS
 from setr.prediction.manifest import Row
-from setr.prediction.outputs import parse_kinds, with_ending
+from setr.prediction.outputs import with_ending
 from setr.prediction.rasters import RASTER_KINDS
 from setr.prediction.streams import Stream, by_stem
 from setr.reading.remote import fetch, is_repository
@@ -50,37 +50,6 @@ def run_names(model: str) -> Callable[[Sequence[Any]], str]:
         return whole.hexdigest()[:16]
 
     return name
-
-
-def output_writers(
-    out: str,
-    save: str | None,
-    name: Callable[[Sequence[Any]], str],
-    settings: Sequence[Any],
-    raster_settings: Sequence[Any],
-    *,
-    packed: bool,
-    options: dict[str, Any],
-) -> Callable[[Stream | None], OutputWriter]:
-    """What writes the results of a stream, or of images for None.
-
-    Args:
-        out: output folder or address.
-        save: kinds joined with commas; by default `overlay` for videos and `mask` otherwise.
-        name: from `run_names`.
-        settings: further settings that affect outputs, as plain values.
-        raster_settings: those that affect GeoTIFF files only.
-        packed: see `OutputWriter`.
-        options: see `OutputWriter`.
-    """
-
-    def writer(default: str, *more: Any) -> OutputWriter:
-        kinds = parse_kinds(save or default)
-        run = name([sorted(kinds), options, *settings, *more])
-        return OutputWriter(out, kinds, run, packed, options)
-
-    image, video, raster = writer("mask"), writer("overlay"), writer("mask", *raster_settings)
-    return lambda stream: image if stream is None else video if stream.is_video else raster
 
 
 def stream_tasks(streams: Sequence[Stream], out: Path, taken: Sequence[str]) -> dict[Task, Stream]:

@@ -60,18 +60,8 @@ class Interrupt:
 @contextlib.contextmanager
 def ending_with(text: str) -> Iterator[None]:
     """Context manager in which SIGINT and SIGTERM raise a `SetrError` with this text at once."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous: dict[signal.Signals, Any] = {}
     try:
-        with contextlib.suppress(ValueError):  # not in the main thread
-            for asked in (signal.SIGINT, signal.SIGTERM):
-                previous[asked] = signal.signal(asked, leave)
-        yield
+        with Interrupt() as interrupt, interrupt.at_once():
+            yield
     except KeyboardInterrupt:
         raise SetrError(text, code=INTERRUPTED) from None
-    finally:
-        for asked, handler in previous.items():
-            signal.signal(asked, handler)

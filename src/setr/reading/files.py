@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import glob
+import io
 import json
 import os
 import re
@@ -12,7 +14,7 @@ import tempfile
 import unicodedata
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,18 @@ def write_bytes(path: Path, data: bytes, *, mark: str | None = None) -> None:
             part.write_bytes(data)
     except (OSError, ValueError) as error:
         raise cannot_write(path, error) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text atomically; names of files in it may be no text."""
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
+
+
+def write_rows(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write rows, the head first, as CSV; the file is written atomically."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -6,12 +6,14 @@ anything is decoded. Every failure is a `SetrError` in one line, with the file a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import logging
 import os
 import threading
 import warnings
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -93,39 +95,32 @@ def first_bytes(source: Source, count: int) -> bytes:
         return file.read(count)
 
 
-class opened:  # noqa: N801  used as a function in `with`
+@contextlib.contextmanager
+def opened(source: Source, max_pixels: int, name: str | None = None) -> Iterator[Any]:
     """Open with Pillow, check the pixel limit, and turn every failure into a `SetrError`."""
-
-    def __init__(self, source: Source, max_pixels: int, name: str | None = None) -> None:
-        self.source, self.max_pixels = source, max_pixels
-        self.name = source_name(source) if name is None else name
-        self.image: Any = None
-
-    def __enter__(self) -> Any:
-        name = self.name
-        file = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
-        _raise_pillow_limit(self.max_pixels)
-        try:
-            self.image = _open(file, self.source)
-        except Image.DecompressionBombError:
-            raise ImageTooLargeError(
-                f"{name}: more than {self.max_pixels:,} pixels; {SMALLER}"
-            ) from None
-        except Exception as error:
-            raise unreadable(name, error, self.source) from None
-        for what, (width, height) in (("", self.image.size), ("a tile of ", _tile(self.image))):
-            if width * height > self.max_pixels:
-                self.image.close()
+    name = source_name(source) if name is None else name
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    _raise_pillow_limit(max_pixels)
+    try:
+        image = _open(file, source)
+    except Image.DecompressionBombError:
+        raise ImageTooLargeError(f"{name}: more than {max_pixels:,} pixels; {SMALLER}") from None
+    except Exception as error:
+        raise unreadable(name, error, source) from None
+    try:
+        for what, (width, height) in (("", image.size), ("a tile of ", _tile(image))):
+            if width * height > max_pixels:
                 raise ImageTooLargeError(
                     f"{name}: {what}{width}x{height} is {width * height:,} pixels, above the limit "
-                    f"of {self.max_pixels:,}; {SMALLER}"
+                    f"of {max_pixels:,}; {SMALLER}"
                 )
-        return self.image
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self.image.close()
-        if isinstance(error, Exception) and not isinstance(error, (SetrError, MemoryError)):
-            raise unreadable(self.name, error, self.source) from None
+        yield image
+    except (SetrError, MemoryError):
+        raise
+    except Exception as error:
+        raise unreadable(name, error, source) from None
+    finally:
+        image.close()
 
 
 def _open(file: Any, source: Source) -> Any:

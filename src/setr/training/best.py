@@ -96,11 +96,7 @@ class Best:
         )
 
     def test(
-        self,
-        parallel: Parallel,
-        step: int,
-        guard: Guard = contextlib.nullcontext,
-        stopped: Callable[[], bool] = lambda: False,
+        self, parallel: Parallel, step: int, guard: Guard, stopped: Callable[[], bool]
     ) -> None:
         """Test the model's current weights; save them if they are the best so far.
 

@@ -256,17 +256,13 @@ class _MemoryTracker(TorchDispatchMode):
     def count(self, tensors: list[Tensor]) -> None:
         """Add the storages of tensors that are not counted yet."""
         for tensor in tensors:
-            self._count(tensor)
-
-    def _count(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self.alive:
-            return
-        self.alive[key] = storage.nbytes()
-        self.now += self.alive[key]
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._drop, key)
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in self.alive:
+                self.alive[key] = storage.nbytes()
+                self.now += self.alive[key]
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._drop, key)
 
     def _drop(self, key: int) -> None:
         self.now -= self.alive.pop(key)

@@ -30,12 +30,6 @@ from setr.weight_files.published import published_labels, published_settings
 from setr.weight_files.tensorfiles import read_tensor_file
 from setr.weight_files.transformers_files import transformers_settings
 
-FOREIGN_KEYWORDS = (
-    *("num_heads", "taps", "aux_taps", "img_size"),
-    *("labels", "odd_sizes"),
-    *("encoder", "pretrained"),
-)
-"""Keyword arguments of `convert_foreign`, for what a checkpoint's tensors do not show."""
 _RENAMED_CLASSES = {"television receiver": "television"}
 """Class names of mmsegmentation's checkpoints -> our names, where they differ."""
 _ANOTHER_ORDER = ("pascal_context", "pascal_context_59")

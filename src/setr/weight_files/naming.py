@@ -18,6 +18,8 @@ DELTA = "eomt-delta"
 """Dialect of EoMT on DINOv3 whose encoder is stored as the difference to DINOv3's weights."""
 Rule = tuple[str, str | Callable[[re.Match], str]]
 """A regular expression for the full name, and a replacement: template or function of the match."""
+CONV_BN = {"conv": "0", "bn": "1"}
+"""Names of the parts of a convolution in mmsegmentation -> their numbers in ours."""
 
 
 @dataclass(frozen=True)

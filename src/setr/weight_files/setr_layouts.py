@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from setr.weight_files.dpt_layouts import mmseg_dpt
-from setr.weight_files.naming import Rule, Tensors, Translation, count_parts, rename
+from setr.weight_files.naming import CONV_BN, Rule, Tensors, Translation, count_parts, rename
 from setr.weight_files.relative_bias import drop_key_bias, without_pairs
 from setr.weight_files.upernet import MARKER, upernet_rules
 
@@ -68,7 +68,7 @@ def mmseg(tensors: Tensors) -> Translation:
     last = sum(re.fullmatch(r"neck\.norm\.\d+\.weight", name) is not None for name in tensors) - 1
 
     def level(part: str) -> Callable[[re.Match], str]:  # deepest first in the port
-        return lambda m: f"{part}.{last - int(m[1])}.{_CONV_BN[m[2]]}.{m[3]}"
+        return lambda m: f"{part}.{last - int(m[1])}.{CONV_BN[m[2]]}.{m[3]}"
 
     rules: list[Rule] = [
         (rf"backbone\.({_PREFIX})", r"encoder.vit.\1"),
@@ -87,7 +87,7 @@ def mmseg(tensors: Tensors) -> Translation:
         (r"neck\.norm\.(\d)\.(.+)", r"neck.norms.\1.\2"),
         (
             r"neck\.mla\.channel_proj\.(\d)\.(conv|bn)\.(.+)",
-            lambda m: f"neck.reduce.{m[1]}.{_CONV_BN[m[2]]}.{m[3]}",
+            lambda m: f"neck.reduce.{m[1]}.{CONV_BN[m[2]]}.{m[3]}",
         ),
         (r"neck\.mla\.feat_extract\.(\d)\.(conv|bn)\.(.+)", level("neck.refine")),
         (rf"{_HEAD}\.conv_seg\.(.+)", r"\1.classifier.\2"),
@@ -97,13 +97,13 @@ def mmseg(tensors: Tensors) -> Translation:
         rules.append(
             (
                 r"decoder\.up_convs\.(\d)\.(\d)\.(conv|bn)\.(.+)",
-                lambda m: f"decoder.streams.{last - int(m[1])}.{m[2]}.{_CONV_BN[m[3]]}.{m[4]}",
+                lambda m: f"decoder.streams.{last - int(m[1])}.{m[2]}.{CONV_BN[m[3]]}.{m[4]}",
             )
         )
     rules.append(
         (
             rf"{_HEAD}\.up_convs\.(\d)\.0\.(conv|bn)\.(.+)",
-            lambda m: f"{m[1]}.convs.{m[2]}.{_CONV_BN[m[3]]}.{m[4]}",
+            lambda m: f"{m[1]}.convs.{m[2]}.{CONV_BN[m[3]]}.{m[4]}",
         )
     )
     renamed, rest = rename(tensors, rules)
@@ -166,7 +166,6 @@ def linear(tensors: Tensors) -> Translation:
     return Translation("linear", renamed, whole=True, unexpected=unexpected)
 
 
-_CONV_BN = {"conv": "0", "bn": "1"}
 _MMSEG_BLOCK = {
     "ln1": "norm1.",
     "ln2": "norm2.",

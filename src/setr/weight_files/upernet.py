@@ -11,11 +11,10 @@ import re
 from typing import Any
 
 from setr.errors import SetrError
-from setr.weight_files.naming import Rule, Tensors, count_parts
+from setr.weight_files.naming import CONV_BN, Rule, Tensors, count_parts
 
 MARKER = "decoder.join.0.weight"
 """A tensor that only UPerNet has, by our name."""
-_CONV_BN = {"conv": "0", "bn": "1"}
 
 
 def is_upernet(tensors: Tensors) -> bool:
@@ -30,7 +29,7 @@ def upernet_rules(tensors: Tensors) -> list[Rule]:
     last = count_parts(tensors, r"decoder\.lateral_convs\.(\d+)\.conv\.weight")
 
     def layer(name: str) -> Any:
-        return lambda m: f"{m.expand(name)}.{_CONV_BN[m['kind']]}.{m['rest']}"
+        return lambda m: f"{m.expand(name)}.{CONV_BN[m['kind']]}.{m['rest']}"
 
     def level(part: str) -> Any:
         def name(m: re.Match) -> str:
