@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from setr.pages.charts import svg
+from setr.reading.parsed import json_of
 
 Curve = Sequence[tuple[int, float]]
 """(step, loss), in order."""
@@ -22,7 +23,7 @@ def loss_curves(log: Path) -> str:
     training, validation = [], []
     for line in _lines(log):
         step, val = line["step"], line.get("val")
-        if val is not None:
+        if isinstance(val, dict):
             validation.append((step, val.get("loss")))
         else:
             training.append((step, line.get("main", line.get("loss"))))
@@ -36,15 +37,20 @@ def _lines(log: Path) -> Iterator[Mapping[str, Any]]:
     """The lines that are complete; the last one of a full disk is not."""
     for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            line = json.loads(text)
+            line = json_of(text)
         except ValueError:
             continue
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             yield line
 
 
-def _known(points: Sequence[tuple[int, float | None]]) -> list[tuple[int, float]]:
-    return [(step, loss) for step, loss in points if loss is not None]
+def _known(points: Sequence[tuple[int, Any]]) -> list[tuple[int, float]]:
+    """The points with a finite loss."""
+    return [
+        (step, float(loss))
+        for step, loss in points
+        if isinstance(loss, int | float) and math.isfinite(loss)
+    ]
 
 
 def loss_chart(curves: Mapping[str, Curve]) -> str:
