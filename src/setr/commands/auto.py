@@ -282,7 +282,7 @@ def _figures(file: Path, out: Path) -> dict[str, Any]:
         return {}
     try:
         metrics: dict[str, Any] = json_of(file.read_text(encoding="utf-8"))
-        first = next(iter(metrics.values()), {})
+        first: dict[str, Any] = next(iter(metrics.values()), {})
         return metrics if {"miou", "pixel_accuracy"} <= first.keys() else {}
     except BROKEN:
         return {}
