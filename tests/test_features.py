@@ -75,6 +75,18 @@ def test_stored_views_equal_the_encoder(tmp_path):
         np.testing.assert_allclose(stored.maps[view], direct, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("name", ["maps", "masks"])
+def test_damaged_features_are_computed_again(tmp_path, name):
+    config = frozen(tmp_path / "run")
+    run = running.Run(config, RunFolder(Path(config.out)))
+    dataset = open_dataset(config.data.root, "train")
+    open_features(config, dataset, run.model, None)
+    (folder,) = (tmp_path / "cache" / "features").glob("[!.]*")
+    os.truncate(folder / f"{name}.npy", 200)
+    again = open_features(config, dataset, run.model, None)
+    assert len(again.maps) == len(again.masks) == 2 * len(dataset)
+
+
 @pytest.mark.parametrize(("flip", "expected"), [(0.0, {0}), (1.0, {1}), (0.5, {0, 1})])
 def test_stored_views_are_mirrored_as_often_as_asked_for(tmp_path, flip, expected):
     """And in some epochs only."""

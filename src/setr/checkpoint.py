@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor
 from setr import __version__
 from setr.distributed import gather, on_first, rank, say, together, world
 from setr.errors import SetrError, first_line
+from setr.reading.parsed import BROKEN, json_of
 
 FORMAT = "setr-state-1"
 _INDEX = "state.json"
@@ -259,16 +260,16 @@ def _examine(folder: Path) -> tuple[State | None, str]:
     """A state, or what is wrong with it; each process checks a share of the files."""
     try:
         lines = (folder / _INDEX).read_text(encoding="utf-8").split("\n")
-        check = json.loads(lines[0].rstrip().removesuffix(', "state":') + "}")["sha256"]
+        check = json_of(lines[0].rstrip().removesuffix(', "state":') + "}")["sha256"]
         if hashlib.sha256(lines[1].encode()).hexdigest() != check:
             return None, f"{_INDEX}: checksum differs"
-        content = json.loads(lines[1])
+        content = json_of(lines[1])
         if content["format"] != FORMAT:
             return None, f"{_INDEX}: format is not {FORMAT}"
         files = content["files"]
     except FileNotFoundError:
         return None, f"{_INDEX}: no such file"
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, *BROKEN):
         return None, f"{_INDEX}: not a training state of this toolkit"
     for name in list(files)[rank() :: world()]:
         path = folder / name

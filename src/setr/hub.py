@@ -20,7 +20,7 @@ from setr.model import SETR
 from setr.model_info import FORMAT, ModelInfo, as_tuple, describe, read_info
 from setr.pages.model_card import model_card
 from setr.reading.files import replacing, require_alive, write_bytes, write_json
-from setr.reading.parsed import BROKEN, json_of
+from setr.reading.parsed import BROKEN, fault_of, json_of
 from setr.reading.remote import at_revision, fetch, import_hub, is_repository
 from setr.weight_files.mapped_model import in_file, open_model
 from setr.weight_files.transformers_files import is_transformers
@@ -196,10 +196,10 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
         if (folder / "config.yaml").is_file():
             why = "a run gets its model with its first test, at the latest when training ends"
         raise UsageError(f"{folder}: no config.json; {why}") from None
-    except BROKEN as error:
-        raise SetrError(f"{config}: broken ({error!r:.120})") from None
     except SetrError as error:
         raise in_file(config, error) from None
+    except BROKEN as error:
+        raise SetrError(f"{config}: broken ({fault_of(error)})") from None
     return open_model(arguments, config, weights).eval(), info
 
 

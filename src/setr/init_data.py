@@ -24,7 +24,7 @@ from setr.outlines.class_masks import chosen_class_masks, class_masks
 from setr.outlines.files import find_outlines
 from setr.outlines.index import AnnotatedFolder
 from setr.outlines.masks import draw_masks, left_out_text, overlaps_text
-from setr.reading.files import printable, write_text
+from setr.reading.files import one_line, write_text
 
 SHOWN = 5
 VAL_SHARE = 0.2
@@ -253,17 +253,26 @@ def _left_out(unpaired: list[str], count: int, what: str) -> str:
     """Message on images without a mask or outlines, next to `count` with; empty if all have."""
     if not unpaired:
         return ""
-    shown = " ".join(printable(first_few(unpaired, SHOWN)).split())  # one line, for a YAML comment
+    shown = first_few(unpaired, SHOWN)
     return f"{len(unpaired)} of {count + len(unpaired)} images have no {what}, left out: {shown}"
 
 
 def _composed(
     name: str, head: list[str], note: str, body: list[str], lists: dict[str, str]
 ) -> Draft:
-    """The draft; `lists` are by split or fold, empty if folders define the splits."""
+    """The draft; `lists` are by split or fold, empty if folders define the splits.
+
+    Args:
+        name: of the YAML file.
+        head: its first lines, comments.
+        note: of the draft, also a comment.
+        body: the other lines.
+        lists: text of each list.
+    """
     folds = [part for part in lists if part not in SPLITS]
     names = list_names(name, [*(split for split in SPLITS if split in lists), *folds])
-    lines = [*head, *([f"# {note}"] if note else ())]
+    note = one_line(note)
+    lines = [*map(one_line, head), *([f"# {note}"] if note else ())]
     lines += [f"{split}: {file}" for split, file in names.items() if split in SPLITS]
     for number, own in enumerate(folds, 1):
         others = ", ".join(names[fold] for fold in folds if fold != own)

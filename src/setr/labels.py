@@ -22,6 +22,7 @@ import numpy as np
 from setr.arguments.typed import plain
 from setr.colours import Colour, as_colour, draw_colours, hex_colour, packed_colours
 from setr.errors import SetrError, UsageError, nearest
+from setr.reading.files import printable
 
 IGNORE = 255
 """Training id of pixels that are ignored by losses and metrics."""
@@ -40,7 +41,8 @@ class Labels:
             means masks contain ids.
 
     Raises:
-        SetrError: names that are not unique, another number of colours, or values out of range.
+        SetrError: names that are not unique or no text, another number of colours, or values out of
+            range.
     """
 
     classes: tuple[str, ...]
@@ -58,6 +60,7 @@ class Labels:
         K = len(classes)
         if not 1 <= K <= 255:
             raise SetrError(f"{K} classes: a data set needs 1 to 255 classes")
+        _require_text(classes)
         duplicates = sorted({c for c in classes if classes.count(c) > 1})
         if duplicates:
             raise SetrError(f"class '{duplicates[0]}' is listed twice; class names must be unique")
@@ -197,6 +200,13 @@ class Labels:
             if len(by_colour) < len(own.classes):
                 raise SetrError("colour_map: classes needs one colour per class, all different")
         return cls(classes, colours, values.get("label_map"), by_colour)
+
+
+def _require_text(names: Iterable[str]) -> None:
+    """Refuse names with half of a character, which no file or page can hold."""
+    for name in names:
+        if printable(name) != name:
+            raise SetrError(f"class {name!a:.80}: is no valid text; write its name again")
 
 
 _NO_CLASS = re.compile(

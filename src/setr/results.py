@@ -10,16 +10,18 @@ recipes that are not in the paper, are listed separately with their changes.
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from setr.arguments.typed import typed
 from setr.config import Config
 from setr.errors import SetrError
 from setr.labels import known_labels
 from setr.pages import page
 from setr.paper_tables import IMAGES, Row, command, rows, systems
-from setr.reading.parsed import json_of
+from setr.reading.parsed import BROKEN, fault_of, json_of
 from setr.reading.remote import WEIGHT_SUFFIXES
 from setr.recipes import recipe
 from setr.training.settings import FREE, WEIGHTS, flat
@@ -71,35 +73,40 @@ COLUMNS = Line._fields
 
 
 def collect(folder: Path) -> list[Run]:
-    """All runs below a folder with a readable `metrics.json`, sorted by folder name."""
+    """All runs below a folder, sorted by folder name; a broken `metrics.json` is told on stderr."""
     found = []
     for path in sorted(folder.glob("*/metrics.json")):
         try:
-            values = json_of(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if not isinstance(values, dict):
-            continue
-        tested = {k: v for k, v in values.items() if isinstance(v, dict) and "miou" in v}
-        name = str(values.get("recipe", path.parent.name))
-        config = _config(path.parent / "config.yaml")
-        data = values.get("data")
-        if not isinstance(data, dict):  # an older run, which did not record it
-            root = config.data.root if config else str(path.parent)
-            data = {"name": root, "digest": root}
-        found.append(
-            Run(
-                path.parent,
-                name,
-                _changes(config, name, data, values.get("augment")) + _left_out(tested),
-                _percent(tested, "miou"),
-                _percent(tested, "pixel_accuracy"),
-                values.get("provenance") or {},
-                str(data.get("name")),
-                str(data.get("digest")),
-            )
-        )
+            found.append(_run(path))
+        except (OSError, *BROKEN) as error:
+            print(f"warning: {path}: left out ({fault_of(error)})", file=sys.stderr)
     return found
+
+
+def _run(path: Path) -> Run:
+    """A run by its `metrics.json`.
+
+    Raises:
+        OSError, one of `BROKEN`: not readable, or values of another type.
+    """
+    values = json_of(path.read_text(encoding="utf-8"))
+    tested = {k: v for k, v in values.items() if isinstance(v, dict) and "miou" in v}
+    name = str(values.get("recipe", path.parent.name))
+    config = _config(path.parent / "config.yaml")
+    data = values.get("data")
+    if not isinstance(data, dict):  # an older run, which did not record it
+        root = config.data.root if config else str(path.parent)
+        data = {"name": root, "digest": root}
+    return Run(
+        path.parent,
+        name,
+        _changes(config, name, data, values.get("augment")) + _left_out(tested),
+        _percent(tested, "miou"),
+        _percent(tested, "pixel_accuracy"),
+        dict(values.get("provenance") or {}),
+        str(data.get("name")),
+        str(data.get("digest")),
+    )
 
 
 def _config(path: Path) -> Config | None:
@@ -160,7 +167,7 @@ def _left_out(tested: dict[str, dict[str, Any]]) -> tuple[str, ...]:
 
 def _percent(tested: dict[str, dict[str, Any]], key: str) -> dict[str, float]:
     return {
-        protocol: 100 * values[key]
+        protocol: 100 * typed(float, values[key], f"{protocol}: {key}")
         for protocol, values in tested.items()
         if values.get(key) is not None
     }

@@ -67,7 +67,7 @@ def score_labels(
     else:
         if num_classes is None:
             raise UsageError("how many classes? give --num-classes or --label-map")
-        labels = Labels(tuple(map(str, range(num_classes))))
+        labels = Labels(_numbered(num_classes))
         first = int(reduce_zero_label)
         given = {i + first: i for i in range(num_classes)}
         if reduce_zero_label:
@@ -83,6 +83,13 @@ def score_labels(
             "colours to 'ignore' in its colour_map"
         )
     return replace(labels, label_map=given | dict.fromkeys(ignore, IGNORE))
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    """Names of classes that have none, for no more of them than ids can be."""
+    if count > IGNORE:
+        raise UsageError(f"{count} classes: give 1 to {IGNORE}, with ids from 0 on")
+    return tuple(map(str, range(count)))
 
 
 def _read_map(source: str, num_classes: int | None) -> Labels:
@@ -103,7 +110,7 @@ def _read_map(source: str, num_classes: int | None) -> Labels:
     if not values.keys() & {"classes", "names", "labels"}:
         targets = [v for v in values.values() if isinstance(v, int) and v != IGNORE]
         count = num_classes or max(targets, default=0) + 1
-        values = {"classes": list(map(str, range(count))), "label_map": values}
+        values = {"classes": list(_numbered(count)), "label_map": values}
     labels = labels_of(values, path)
     if labels is None:
         raise UsageError(f"{path}: names no classes")

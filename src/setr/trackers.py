@@ -6,6 +6,7 @@ evaluation in its state, which may be of an earlier step. So every step is logge
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.util
 import json
@@ -23,6 +24,7 @@ from setr._extras import import_extra
 from setr.errors import SetrError
 from setr.images import encode_png
 from setr.reading.files import replacing, write_bytes
+from setr.reading.parsed import BROKEN, json_of
 
 
 class Tracker:
@@ -84,10 +86,10 @@ class JsonLines(Tracker):
         kept = []
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                values = json.loads(line)
+                values = json_of(line)
                 if values["step"] <= _last(step, tested, "val" in values):
                     kept.append(line + "\n")
-            except (ValueError, LookupError, TypeError):  # truncated line
+            except BROKEN:  # truncated line
                 continue
         write_bytes(self.path, "".join(kept).encode())
 
@@ -103,7 +105,7 @@ def read_lines(log: Path) -> Iterator[Mapping[str, Any]]:
         return
     for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            line = json.loads(text)
+            line = json_of(text)
         except ValueError:
             continue
         if isinstance(line, dict) and isinstance(line.get("step"), int):
@@ -132,7 +134,7 @@ class CsvTable(Tracker):
         rows = []
         for row in self._rows():
             is_test = any(value for name, value in row.items() if name.startswith("val/"))
-            if row["step"].isdigit() and int(row["step"]) <= _last(step, tested, is_test):
+            if row["step"].isdecimal() and int(row["step"]) <= _last(step, tested, is_test):
                 rows.append(row)
         self.path.unlink(missing_ok=True)
         if rows:
@@ -155,10 +157,17 @@ class CsvTable(Tracker):
     def _rows(self) -> list[dict[str, str]]:
         if not self.path.is_file():
             return []
-        with self.path.open(encoding="utf-8", errors="replace", newline="") as file:
+        rows = []
+        with (
+            self.path.open(encoding="utf-8", errors="replace", newline="") as file,
+            contextlib.suppress(csv.Error),  # the rest is no table
+        ):
             reader = csv.DictReader(file)
             self.columns = list(reader.fieldnames or [])
-            return [row for row in reader if row.get("step") and None not in row.values()]
+            for row in reader:
+                if row.get("step") and None not in (*row, *row.values()):
+                    rows.append(row)
+        return rows
 
     def _rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
         with (
@@ -180,7 +189,7 @@ class Pictures(Tracker):
         super().__init__(out, step)
         for path in (out / "samples").glob("step-*.png"):
             number = path.stem.removeprefix("step-")
-            if not step or (number.isdigit() and int(number) > step):
+            if not step or (number.isdecimal() and int(number) > step):
                 path.unlink()
 
     def picture(self, step: int, picture: np.ndarray) -> None:

@@ -30,6 +30,7 @@ from setr.commands.shared import Data
 from setr.commands.train import parsed
 from setr.config import Config, DataConfig
 from setr.errors import FAILED, OK, SetrError, UsageError
+from setr.reading.parsed import BROKEN, json_of
 
 _SUFFIXES: dict[ExportFormat, str] = {"onnx": "model.onnx", "openvino": "model.xml",
                                       "torch": "model.pt2"}  # fmt: skip
@@ -93,14 +94,16 @@ def run(arguments: list[str]) -> int:
             _train(given, data, out, settings)
         split = _test_split(data, wanted)
         tested = out / f"eval-{split}"
-        if not _is_current(tested / "metrics.json", out):
+        metrics = _figures(tested / "metrics.json", out)
+        if not metrics:
             _stage("eval", str(out), data, "--split", split)
+            metrics = _figures(tested / "metrics.json", out)
         exported, failed = _export(given, out)
     result = {
         "data": data,
         "run": str(out),
         "split": split,
-        "metrics": json.loads((tested / "metrics.json").read_text(encoding="utf-8")),
+        "metrics": metrics,
         "report": str(tested / "report.html"),
         "exports": [str(file) for file in exported],
         "seconds": time.monotonic() - began,
@@ -239,6 +242,18 @@ def _is_current(file: Path, out: Path) -> bool:
     """Whether a file made from the model in `out` is there and not older than it."""
     model = out / "model.safetensors"
     return file.is_file() and file.stat().st_mtime_ns >= model.stat().st_mtime_ns
+
+
+def _figures(file: Path, out: Path) -> dict[str, Any]:
+    """The figures of the test of the model in `out`; none if they are missing, old or damaged."""
+    if not _is_current(file, out):
+        return {}
+    try:
+        metrics: dict[str, Any] = json_of(file.read_text(encoding="utf-8"))
+        first: dict[str, Any] = next(iter(metrics.values()), {})
+        return metrics if {"miou", "pixel_accuracy"} <= first.keys() else {}
+    except BROKEN:
+        return {}
 
 
 def _is_installed(format: ExportFormat) -> bool:

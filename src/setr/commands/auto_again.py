@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from setr.commands.auto_settings import typed_options
 from setr.commands.train import parsed
 from setr.config import Config
 from setr.errors import UsageError
+from setr.reading.parsed import BROKEN, json_of
 
 _EPOCHS = "--train.epochs"
 _LENGTH = {"train.steps", "train.patience"}
@@ -102,9 +102,12 @@ def _changed(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def _steps(out: Path) -> int:
-    """Steps that the finished run has trained."""
-    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    return int(metrics.get("steps", 0))
+    """Steps that the finished run has trained; 0 if its figures are damaged."""
+    try:
+        metrics = json_of((out / "metrics.json").read_text(encoding="utf-8"))
+        return int(metrics.get("steps", 0))
+    except BROKEN:  # it will be written anew
+        return 0
 
 
 def _text(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Set
 from itertools import pairwise
@@ -15,12 +16,17 @@ from setr.data.class_files import names_by_colour, names_by_id
 from setr.data.mask_values import MaskValues, count_values
 from setr.errors import DataError, first_few
 from setr.labels import marks_no_class
+from setr.reading.files import printable
 from setr.reading.masks import IN_ALPHA, is_in_alpha, read_mask
 
 MAX_BLENDED = 10
 """More scattered ids, or rare colours between two frequent ones, are no classes."""
 BESIDE = 2
 """Scattered ids that differ from all others by this or less are no classes, even if few."""
+
+
+_UNQUOTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+"""Characters that JSON leaves as they are in a text, and that YAML does not."""
 
 
 class DraftedClasses(NamedTuple):
@@ -205,4 +211,12 @@ def _blended(colours: Counter[int]) -> int:
 
 
 def _quote(name: str) -> str:
-    return json.dumps(name, ensure_ascii=False)
+    """A name in quotes, with characters escaped that YAML forbids or takes for the end of a line.
+
+    Raises:
+        SetrError: half of a character (exit code 3).
+    """
+    if printable(name) != name:
+        raise DataError(f"class {name!a:.80}: is no valid text; write its name again")
+    quoted = json.dumps(name, ensure_ascii=False)
+    return _UNQUOTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", quoted)

@@ -9,7 +9,7 @@ from pathlib import Path
 from setr.data.class_tables import names_of_json
 from setr.data.layouts import COLOUR_FILE, COLOURS_FILE, SPLIT_NAMES
 from setr.errors import DataError
-from setr.reading.parsed import json_of
+from setr.reading.parsed import BROKEN, json_of
 
 NAME_FILES = (
     *("classes.txt", "class_names.txt", "labels.txt", "classes.json", "_classes.csv"),
@@ -70,7 +70,7 @@ def names_by_colour(root: Path) -> dict[int, str]:
     try:
         found = json_of(text or "{}")
         return {int(colour.removeprefix("#"), 16): str(found[colour]) for colour in found}
-    except (ValueError, AttributeError, TypeError):
+    except BROKEN:
         return {}
 
 
@@ -91,7 +91,7 @@ def _vistas_names(file: Path) -> dict[int, str]:
         labels = json_of(file.read_text(encoding="utf-8-sig"))["labels"]
         readable = [str(label["readable"]) for label in labels]
         counted = [label["evaluate"] is not False for label in labels]
-    except (ValueError, OSError, TypeError, KeyError):
+    except (OSError, *BROKEN):
         return {}
     return dict(enumerate(n if c else "ignore" for n, c in zip(readable, counted, strict=True)))
 
@@ -101,5 +101,5 @@ def _csv_names(text: str) -> dict[int, str] | None:
     rows = csv.DictReader(text.splitlines(), skipinitialspace=True)
     try:
         return {int(row["Pixel Value"]): row["Class"].strip() for row in rows} or None
-    except (ValueError, KeyError, AttributeError):
+    except (csv.Error, *BROKEN):
         return None

@@ -18,7 +18,7 @@ from typing import Any
 from setr.colours import hex_colour
 from setr.errors import SetrError, UsageError
 from setr.labels import IGNORE, Labels
-from setr.reading.parsed import json_of
+from setr.reading.parsed import BROKEN, json_of
 
 _LABELS = ("labels", "values")
 """LightlyTrain's keys of the ids or colours of a class, the second in older versions."""
@@ -47,7 +47,7 @@ def names_of_json(text: str) -> dict[int, str] | None:
             named = any(isinstance(v, dict) for v in values)
             values = {v["id"]: v["name"] for v in values} if named else dict(enumerate(values))
         names = dict(sorted((int(key), name) for key, name in values.items()))
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except BROKEN:
         return None
     good = all(key >= 0 and isinstance(name, str) for key, name in names.items())
     return names if good else None

@@ -143,9 +143,17 @@ def _rows(root: Path, listed: Path) -> Iterator[Sequence[str]]:
             file.seek(0)
             delimiter = ";" if ";" in head and "," not in head else ","  # spreadsheets write `;`
             table = csv.DictReader(file, delimiter=delimiter, skipinitialspace=True)
-            if not {"image", "mask"} <= set(table.fieldnames or ()):
-                raise DataError(f"{listed}: the first line must name the columns image and mask")
-            yield from ((row["image"] or "", row["mask"] or "") for row in table)
+            try:
+                if not {"image", "mask"} <= set(table.fieldnames or ()):
+                    raise DataError(
+                        f"{listed}: the first line must name the columns image and mask"
+                    )
+                yield from ((row["image"] or "", row["mask"] or "") for row in table)
+            except csv.Error as error:
+                raise DataError(
+                    f"{listed}: line {table.line_num + 1}: no table in CSV ({error}); look for a "
+                    "quotation mark without its partner"
+                ) from None
         else:
             for line in map(str.strip, file):
                 words = line.split("\t" if "\t" in line else None)

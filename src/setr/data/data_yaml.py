@@ -136,7 +136,9 @@ def read_description(path: Path) -> Description:
         values = yaml_of(path.read_text(encoding="utf-8"), DataLoader)
     except OSError as error:
         raise UsageError(f"{path}: cannot read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8; save it in that encoding") from None
+    except yaml.YAMLError as error:
         raise UsageError(f"{path}: not valid YAML ({first_line(error)})") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path}: expected keys such as 'classes:'")

@@ -55,8 +55,8 @@ def open_list(path: Path) -> TextIO:
     try:
         with path.open("rb") as file:
             wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        encoding = "utf-16" if wide else "utf-8-sig"
-        return path.open(encoding=encoding, errors="surrogateescape", newline=None)
+        encoding, errors = ("utf-16", "replace") if wide else ("utf-8-sig", "surrogateescape")
+        return path.open(encoding=encoding, errors=errors, newline=None)
     except OSError as error:
         raise DataError(f"{path}: cannot read ({error.strerror})") from None
 

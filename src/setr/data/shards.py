@@ -25,7 +25,7 @@ import numpy as np
 from setr.data.pairing import NoSplitError
 from setr.data.pairs import Strings
 from setr.errors import USAGE, DataError, SetrError, UsageError, first_line
-from setr.reading.parsed import json_of
+from setr.reading.parsed import BROKEN, fault_of, json_of
 from setr.reading.storage import file_system
 
 INDEX = "shards.json"
@@ -60,8 +60,10 @@ class Shards:
             self._open(split)
         except SetrError:
             raise
-        except (LookupError, TypeError, ValueError, AttributeError, OSError, BadZipFile) as error:
-            raise SetrError(f"{root}: not shards written by setr shard ({error!r:.80})") from None
+        except (OSError, BadZipFile, *BROKEN) as error:
+            raise SetrError(
+                f"{root}: not shards written by setr shard ({fault_of(error)})"
+            ) from None
 
     def _open(self, split: str) -> None:
         """Read the description and the index of the split, and check the shards."""
@@ -141,7 +143,7 @@ class Shards:
             values = json_of(data)
             if values["format"] != FORMAT:
                 raise ValueError
-        except (ValueError, LookupError, TypeError):
+        except BROKEN:
             raise SetrError(
                 f"{self.root}/{INDEX}: not an index of shards written by setr shard"
             ) from None

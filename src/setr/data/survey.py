@@ -234,7 +234,7 @@ def _keys(dataset: Dataset) -> Iterator[int]:
             if mask is not None:
                 second = os.stat(mask)
                 text += f"|{mask}|{second.st_size}|{second.st_mtime_ns}"
-        except OSError:
+        except (OSError, ValueError):  # no such file, or a name that no file can have
             yield 0
             continue
         yield _digest(text)

@@ -21,7 +21,7 @@ from setr.errors import SetrError, UsageError
 from setr.exporting.sessions import COARSE, LARGEST_PATCH, Run, onnx_run, openvino_run
 from setr.model import Output, resize
 from setr.model_info import ModelInfo, read_info
-from setr.reading.parsed import BROKEN, json_of
+from setr.reading.parsed import BROKEN, fault_of, json_of
 
 SUFFIXES = (".onnx", ".xml")
 """Endings of the files `open_exported` reads."""
@@ -145,5 +145,5 @@ def open_exported(path: Path, device: str = "auto") -> tuple[ExportedModel, Mode
         return ExportedModel(run, values, str(path)).eval(), read_info(values, str(path))
     except SetrError:
         raise
-    except (*BROKEN, ValueError, IndexError, OverflowError) as error:
-        raise SetrError(f"{path}: its metadata is broken ({error!r:.120})") from None
+    except BROKEN as error:
+        raise SetrError(f"{path}: its metadata is broken ({fault_of(error)})") from None

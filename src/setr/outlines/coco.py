@@ -7,13 +7,13 @@ from typing import Any
 
 from setr.outlines.drawing import Part, Ring, Runs, Shape, as_counts, as_points
 from setr.outlines.index import (
-    BROKEN,
     AnnotatedFolder,
     AnnotatedImage,
     ImageIndex,
     image_problem,
     split_of,
 )
+from setr.reading.parsed import BROKEN, fault_of
 
 
 def is_coco(content: Mapping[str, Any]) -> bool:
@@ -50,7 +50,7 @@ class Coco:
             ]
             named = [name for i, name in names.items() if i in used or name not in groups]
         except BROKEN as error:
-            self.out.problems.append(f"{self.name}: not valid COCO JSON ({error!r})")
+            self.out.problems.append(f"{self.name}: not valid COCO JSON ({fault_of(error)})")
             return
         missing = [text for text in found if isinstance(text, str)]
         if found and len(missing) == len(found):

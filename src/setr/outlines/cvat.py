@@ -14,6 +14,7 @@ from setr.images import encode_png
 from setr.outlines.drawing import Part, Patch, Ring, Shape, as_points, ellipse, unrolled
 from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 from setr.reading.files import walk_images
+from setr.reading.parsed import BROKEN
 
 _NO_AREA = ("box", "polyline", "points", "cuboid", "skeleton")
 
@@ -66,13 +67,13 @@ def _image(name: str, image: ElementTree.Element, index: ImageIndex, out: Annota
             part = _part(given.tag, given.attrib)
             if part is not None:
                 shapes.append(Shape(given.attrib["label"], (part,)))
-        except (ValueError, KeyError):
+        except BROKEN:
             out.problems.append(
                 f"{name}: {image_name}: a {given.tag} without a label or its points"
             )
     try:
         size = int(image.attrib["height"]), int(image.attrib["width"])
-    except (ValueError, KeyError):
+    except BROKEN:
         size = None
     out.images.append(AnnotatedImage(images[0], tuple(shapes), name, size, split))
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from setr.images import encode_png
 from setr.outlines.drawing import Patch, Ring, Shape, as_points, unrolled
-from setr.outlines.index import BROKEN, AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
+from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
+from setr.reading.parsed import BROKEN, fault_of
 
 _NO_AREA = ("bounding_box", "keypoint", "line", "skeleton", "cuboid", "eye", "graph")
 
@@ -35,7 +36,7 @@ def read_darwin(
         size = int(slot["height"]), int(slot["width"])
         masks = {a["id"]: str(a["name"]) for a in annotations if "mask" in a}
     except BROKEN as error:
-        out.problems.append(f"{name}: not valid Darwin JSON of V7 ({error!r})")
+        out.problems.append(f"{name}: not valid Darwin JSON of V7 ({fault_of(error)})")
         return
     shapes = []
     for number, given in enumerate(annotations, 1):

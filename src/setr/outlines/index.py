@@ -14,8 +14,6 @@ from setr.reading.files import composed, stem_of
 
 IGNORED, BACKGROUND = "__ignore__", "_background_"
 """LabelMe's class names for ignored pixels and for pixels outside all outlines."""
-BROKEN = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
-"""Exceptions raised by files that do not follow their format."""
 
 
 class AnnotatedImage(NamedTuple):

@@ -18,7 +18,8 @@ import numpy as np
 from setr.data.pairing import is_file
 from setr.images import encode_png
 from setr.outlines.drawing import Part, Patch, Ring, Shape, as_points, ellipse
-from setr.outlines.index import BROKEN, AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
+from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
+from setr.reading.parsed import BROKEN, fault_of
 from setr.reading.pillow import MAX_PIXELS
 
 
@@ -62,7 +63,9 @@ def read_label_studio(
                 shapes, size = _shapes(f"{name}: {image_name}", annotation["result"], out)
                 out.images.append(AnnotatedImage(images[0], shapes, name, size))
         except BROKEN as error:
-            out.problems.append(f"{name}: task {number} is not valid Label Studio JSON ({error!r})")
+            out.problems.append(
+                f"{name}: task {number} is not valid Label Studio JSON ({fault_of(error)})"
+            )
 
 
 def _image_name(data: Mapping[str, Any]) -> str:

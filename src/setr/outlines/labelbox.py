@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from setr.outlines.drawing import Part, Ring, Shape, as_points
-from setr.outlines.index import BROKEN, AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
+from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 from setr.outlines.mask_files import MaskFile, Segments
+from setr.reading.parsed import BROKEN, fault_of
 
 _NO_AREA = ("bounding_box", "line", "point")
 _NAMES = ("external_id", "global_key", "row_data")
@@ -51,7 +52,7 @@ class Labelbox:
                 self._row(name, row, missing)
             except BROKEN as error:
                 self.out.problems.append(
-                    f"{name}: image {number} is not valid Labelbox JSON ({error!r})"
+                    f"{name}: image {number} is not valid Labelbox JSON ({fault_of(error)})"
                 )
         if missing:
             file, address = next(iter(missing.items()))

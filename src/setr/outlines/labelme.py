@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from setr.outlines.drawing import Part, Patch, Ring, Shape, as_points
-from setr.outlines.index import BROKEN, AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
+from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
+from setr.reading.parsed import BROKEN
 
 
 def is_labelme(content: Mapping[str, Any]) -> bool:

@@ -16,9 +16,10 @@ import numpy as np
 
 from setr.errors import SetrError
 from setr.outlines.drawing import Ring, Shape, as_points
-from setr.outlines.index import BROKEN, AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
+from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 from setr.outlines.places import Place, common_box, crs_transform, place_of
 from setr.reading.gdal import is_georeferenced
+from setr.reading.parsed import BROKEN
 from setr.reading.vectors import FORMATS, Box, vector_layers
 
 CLASS_KEYS = ("class", "label", "class_name", "category", "classification", "name")

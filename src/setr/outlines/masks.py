@@ -111,7 +111,10 @@ def draw_masks(
     ids = {name: i for i, name in enumerate(classes)}
     ids |= {**dict.fromkeys(NOT_COUNTED, IGNORE), BACKGROUND: ids.get(rest, IGNORE)}
     rules = Rules(ids, ids[BACKGROUND], annotated.largest_first, order)
-    drawn, palette = DrawnMasks(), Labels(classes).palette
+    try:
+        drawn, palette = DrawnMasks(), Labels(classes).palette
+    except SetrError as error:
+        raise DataError(f"{root}: outlines ({annotated.kind}): {error}") from None
     if tiles is None:
         _draw_files(root, annotated, rules, palette, drawn)
     else:

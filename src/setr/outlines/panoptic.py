@@ -9,7 +9,6 @@ from typing import Any
 
 from setr.outlines.drawing import Shape
 from setr.outlines.index import (
-    BROKEN,
     AnnotatedFolder,
     AnnotatedImage,
     ImageIndex,
@@ -17,6 +16,7 @@ from setr.outlines.index import (
     split_of,
 )
 from setr.outlines.mask_files import Segments
+from setr.reading.parsed import BROKEN, fault_of
 
 
 def is_panoptic(content: Mapping[str, Any]) -> bool:
@@ -42,7 +42,7 @@ def read_panoptic(
         sizes = [(int(image["height"]), int(image["width"])) for image, _ in files]
         image_names = [str(image["file_name"]) for image, _ in files]
     except BROKEN as error:
-        out.problems.append(f"{name}: not valid COCO panoptic JSON ({error!r})")
+        out.problems.append(f"{name}: not valid COCO panoptic JSON ({fault_of(error)})")
         return
     folder, split = os.path.splitext(name)[0], split_of(name)
     masks = [index.find(f"{folder}/{f}", name) or index.find(f, name) for _, f in files]

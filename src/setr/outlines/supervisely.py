@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from setr.outlines.drawing import Part, Patch, Ring, Shape, as_points
-from setr.outlines.index import BROKEN, AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
+from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
+from setr.reading.parsed import BROKEN
 
 MOST_BYTES = 100 << 20
 """Of a PNG file, which is compressed itself and so hardly grows."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from setr.outlines.drawing import Part, Ring, Shape, as_points, ellipse
-from setr.outlines.index import BROKEN, AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
+from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 from setr.outlines.layers import CLASS_KEYS
 from setr.outlines.via_forms import from_via3, is_project_of_via3
+from setr.reading.parsed import BROKEN, fault_of
 
 DEFAULT_CLASS = "object"
 """Class of the regions of a file without attributes."""
@@ -44,7 +45,7 @@ def read_via(
         listed = [(str(image["filename"]), _values(image["regions"])) for image in images]
         given = dict.fromkeys(k for _, regions in listed for r in regions for k in _attributes(r))
     except BROKEN as error:
-        out.problems.append(f"{name}: cannot be read as a file of VIA ({error})")
+        out.problems.append(f"{name}: cannot be read as a file of VIA ({fault_of(error)})")
         return
     candidates = (class_key,) if class_key else CLASS_KEYS
     keys = [k for c in candidates for k in given if k.lower() == c.lower()]

@@ -11,12 +11,11 @@ import yaml
 
 from setr.data.class_files import names_by_id
 from setr.data.data_yaml import SPLITS, DataLoader
-from setr.errors import SetrError
 from setr.labels import IGNORE
 from setr.outlines.drawing import Ring, Shape, as_points
 from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex
 from setr.reading.files import walk_images
-from setr.reading.parsed import yaml_of
+from setr.reading.parsed import BROKEN, yaml_of
 
 FARTHEST = 2.0
 """Largest relative coordinate that is accepted; some tools write points slightly outside."""
@@ -126,5 +125,5 @@ def _classes(root: Path, described: dict[str, Any]) -> dict[int, str]:
             return names_by_id(root)
         pairs = enumerate(names) if isinstance(names, list) else names.items()
         return {int(i): str(name) for i, name in pairs}
-    except (ValueError, TypeError, SetrError):
+    except BROKEN:
         return {}

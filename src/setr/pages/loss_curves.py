@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from setr.pages.charts import svg
 from setr.trackers import read_lines
@@ -21,7 +23,7 @@ def loss_curves(log: Path) -> str:
     training, validation = [], []
     for line in read_lines(log):
         step, val = line["step"], line.get("val")
-        if val is not None:
+        if isinstance(val, dict):
             validation.append((step, val.get("loss")))
         else:
             training.append((step, line.get("main", line.get("loss"))))
@@ -31,8 +33,13 @@ def loss_curves(log: Path) -> str:
     return loss_chart(curves)
 
 
-def _known(points: Sequence[tuple[int, float | None]]) -> list[tuple[int, float]]:
-    return [(step, loss) for step, loss in points if loss is not None]
+def _known(points: Sequence[tuple[int, Any]]) -> list[tuple[int, float]]:
+    """The points with a finite loss."""
+    return [
+        (step, float(loss))
+        for step, loss in points
+        if isinstance(loss, int | float) and math.isfinite(loss)
+    ]
 
 
 def loss_chart(curves: Mapping[str, Curve]) -> str:

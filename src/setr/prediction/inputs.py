@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from setr._extras import import_extra
+from setr.data.pairing import open_list
 from setr.data.shard_writer import Keys
 from setr.errors import SetrError, UsageError, first_line
 from setr.reading.files import IMAGE_SUFFIXES, expanded, no_images, one_line, unread_text
@@ -126,12 +127,13 @@ def read_item(item: Item) -> Source:
     return value
 
 
-def _items(source: str) -> Iterator[Item]:
+def _items(source: str, lists: tuple[str, ...] = ()) -> Iterator[Item]:
+    """The images of one source, which the last of these lists names."""
     if is_address(source):
         yield from _remote(source)
         return
     if source.lower().endswith(LIST) and os.path.isfile(source):
-        yield from _listed(source)
+        yield from _listed(source, lists)
         return
     for path, name in expanded(source) or expanded(source, frozenset(ARCHIVES)):
         if not name:  # ends in a slash, or is empty
@@ -142,10 +144,13 @@ def _items(source: str) -> Iterator[Item]:
             yield Item(name, path, file_stamp(path))
 
 
-def _listed(source: str) -> Iterator[Item]:
+def _listed(source: str, lists: tuple[str, ...]) -> Iterator[Item]:
     """What the lines of a text file name; files by their paths below the folder of all."""
-    text = Path(source).read_text(encoding="utf-8", errors="surrogateescape")
-    lines = [line for line in map(str.strip, text.splitlines()) if line]
+    lists = (*lists, os.path.realpath(source))
+    if lists[-1] in lists[:-1]:
+        raise UsageError(f"{source}: this list names itself; remove that line")
+    with open_list(Path(source)) as file:
+        lines = [line for line in map(str.strip, file) if line]
     files = [os.path.abspath(line) for line in lines if _is_plain(line)]
     base = os.path.commonpath(map(os.path.dirname, files)) if files else ""
     for line in lines:
@@ -153,7 +158,7 @@ def _listed(source: str) -> Iterator[Item]:
             name = os.path.relpath(os.path.abspath(line), base)
             yield Item(name.replace(os.sep, "/"), line, file_stamp(line))
         else:
-            yield from _items(line)
+            yield from _items(line, lists)
 
 
 def _is_plain(source: str) -> bool:
@@ -167,7 +172,7 @@ def file_stamp(path: str) -> str:
     """Size and modification time of a file, or `missing`."""
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # or no name that a file can have
         return "missing"  # reading it says why
     return f"{status.st_size}-{status.st_mtime_ns}"
 

@@ -219,9 +219,34 @@ def _parsed(line: bytes) -> Row | None:
         return None  # torn
     try:
         row = json_of(line)
-        return row if row["name"] and row["status"] and row["run"] else None
-    except (ValueError, LookupError, TypeError):
+    except ValueError:
         return None
+    return row if _is_row(row) else None
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a line has what every row has, and fields that are read here are of their type."""
+    if not isinstance(row, dict) or not all(row.get(name) for name in ("name", "status", "run")):
+        return False
+    return all(_FITS[name](value) for name, value in row.items() if name in _FITS)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_FITS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("name", "input", "status", "error", "run", "stamp", "output"), _is_text),
+    **dict.fromkeys(("width", "height"), lambda value: type(value) is int and 0 < value < 1 << 31),
+    "files": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "classes": lambda value: isinstance(value, dict) and all(map(_is_share, value.values())),
+    "pack": lambda value: isinstance(value, list) and list(map(type, value)) == [str, int],
+}
+"""By field, whether a value is one that is written there."""
+
+
+def _is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
 
 
 def write_parquet(manifest: Manifest) -> str:
@@ -237,7 +262,7 @@ def write_parquet(manifest: Manifest) -> str:
         {
             **row,
             "name": printable(row["name"]),
-            "input": printable(row["input"]),
+            "input": printable(row.get("input", "")),
             "files": [printable(file) for file in row.get("files", [])],
             "classes": list(row.get("classes", {}).items()),
             "pack": row.get("pack", [None])[0],

@@ -99,7 +99,8 @@ def settled(
             return False
         if row["status"] == "failed":
             return not retry and row.get("limits") == limits
-        return all(map(storage.exists, [row["pack"][0]] if "pack" in row else row["files"]))
+        files = [row["pack"][0]] if "pack" in row else row.get("files")
+        return files is not None and all(map(storage.exists, files))
 
     return is_settled
 

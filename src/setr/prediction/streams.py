@@ -148,7 +148,7 @@ def predict_stream(
     if stream.is_video:
         report = predict_video(
             predictor,
-            int(stream.source) if stream.is_live and stream.source.isdigit() else stream.source,
+            int(stream.source) if stream.is_live and stream.source.isdecimal() else stream.source,
             stem,
             kinds,
             on_frame=on_frame,

@@ -79,7 +79,7 @@ def place_of(env: Mapping[str, str]) -> Place | None:
             f"{', '.join(missing)}: not set although other processes are announced; start with "
             "torchrun or srun, or unset RANK and WORLD_SIZE"
         )
-    numbers = [name for name in values if name != "MASTER_ADDR" and not values[name].isdigit()]
+    numbers = [name for name in values if name != "MASTER_ADDR" and not values[name].isdecimal()]
     if numbers:
         raise UsageError(f"{numbers[0]}={values[numbers[0]]}: must be a number")
     rank, world = int(values["RANK"]), int(values["WORLD_SIZE"])

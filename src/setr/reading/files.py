@@ -109,13 +109,13 @@ def printable(name: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A message as one line of a terminal.
+    """A message as one line of a terminal, or as a comment in YAML.
 
     Names from files and archives of strangers may hold line ends, and control characters with which
     a terminal rewrites what it shows; values may be megabytes.
     """
     line = re.sub(r"\s*[\r\n]\s*", " ", text)
-    line = re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", printable(line))
+    line = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]", "?", printable(line))
     half = LONGEST_LINE // 2
     return line if len(line) <= LONGEST_LINE else f"{line[:half]} … {line[-half:]}"
 

@@ -14,10 +14,13 @@ import yaml
 from setr.errors import first_line
 
 BROKEN = (
-    *(json.JSONDecodeError, UnicodeDecodeError, RecursionError),
-    *(KeyError, TypeError, AttributeError),
+    *(ValueError, TypeError, LookupError, AttributeError),
+    *(ArithmeticError, RecursionError),
 )
-"""What reading a JSON file of settings and taking values out of it raises."""
+"""What reading a file that does not follow its format, and taking values out of it, raises.
+
+`SetrError` is among them, as a `ValueError`: where one may be raised, catch it first.
+"""
 MAX_ALIASED = 1_000_000
 """Values that the aliases of a YAML file may stand for; each alias can repeat all before it."""
 
@@ -37,6 +40,17 @@ def json_of(text: str | bytes) -> Any:
         raise json.JSONDecodeError("nested too deeply", "", 0) from None
     except ValueError as error:
         raise json.JSONDecodeError(first_line(error), "", 0) from None
+
+
+def fault_of(error: BaseException) -> str:
+    """What is wrong with a file, from one of `BROKEN` that reading its values raised."""
+    if isinstance(error, KeyError):
+        return f"{str(error.args[0]) if error.args else ''!r:.60} is missing"
+    if isinstance(error, TypeError | AttributeError):
+        return "a value is of another kind: a list, text, number or table in place of another"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return first_line(error) if error.args else "a value is out of range"
 
 
 class PlainLoader(yaml.SafeLoader):

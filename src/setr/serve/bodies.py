@@ -105,7 +105,7 @@ async def _chunks(request: Request, limit: int) -> AsyncIterator[bytes]:
     """The body as it arrives, up to `limit` bytes."""
     too_large = Refusal(413, "too_large", f"the body is above the limit of {limit:,} bytes")
     announced = request.headers.get("content-length", "0")
-    if announced.isdigit() and int(announced) > limit:
+    if announced.isdecimal() and int(announced) > limit:
         raise too_large
     total = 0
     async for chunk in request.stream():

@@ -113,15 +113,26 @@ def open_features(
         )
     views = 2 if config.train.cache_features == "flip" else 1
     folder = cache_folder("features") / _key(config, dataset, model, dtype)
-    if not _complete(folder):
+    stored = _stored(folder)
+    if stored is None:
         _compute(config, dataset, model, dtype, folder, views)
-    maps, masks = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("maps", "masks"))
+        stored = _stored(folder)
+    if stored is None:
+        raise SetrError(f"{folder}: features cannot be read; remove this folder")
+    maps, masks = stored
     say(f"features of {len(dataset)} images: {folder} ({maps.nbytes / 1e9:.1f} GB)")
     return FeatureFiles(maps, masks, views)
 
 
-def _complete(folder: Path) -> bool:
-    return (folder / "facts.json").is_file()
+def _stored(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """The maps and masks in a folder; None if they are missing or damaged."""
+    if not (folder / "facts.json").is_file():
+        return None
+    try:
+        maps, masks = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("maps", "masks"))
+    except (OSError, ValueError):  # shorter than its header says, or no array
+        return None
+    return maps, masks
 
 
 def _key(config: Config, dataset: Dataset, model: SETR, dtype: torch.dtype | None) -> str:
@@ -196,7 +207,7 @@ def _publish(made: Path, folder: Path) -> None:
     try:
         os.rename(made, folder)  # fails if the folder exists and is not empty
     except OSError:
-        if _complete(folder):
+        if _stored(folder):
             return
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(made, folder)

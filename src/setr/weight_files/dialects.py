@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 
 from setr.errors import SetrError
+from setr.reading.parsed import BROKEN
 from setr.weight_files.beit_layouts import transformers_beit
 from setr.weight_files.dpt_layouts import authors_dpt, transformers_dpt
 from setr.weight_files.encoder_layouts import (
@@ -45,7 +46,7 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
                 return convert(tensors)
             except SetrError as error:
                 raise SetrError(f"{source}: {error}") from None
-            except (KeyError, IndexError, RuntimeError) as error:
+            except (*BROKEN, RuntimeError) as error:
                 raise SetrError(
                     f"{source}: incomplete or damaged; tensors contradict its layout "
                     f"({error!r:.80})"

@@ -19,6 +19,7 @@ from setr.errors import SetrError, UsageError
 from setr.labels import Labels, known_datasets, known_labels
 from setr.model import SETR
 from setr.model_info import ModelInfo
+from setr.reading.parsed import BROKEN
 from setr.weight_files.architecture import read_architecture
 from setr.weight_files.delta import add_base
 from setr.weight_files.dialects import translate
@@ -147,7 +148,7 @@ def _understood(source: str, what: str) -> Iterator[None]:
         yield
     except SetrError:
         raise
-    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+    except (*BROKEN, RuntimeError) as error:
         raise SetrError(
             f"{source}: {what} not describe a known model ({error!r:.100}); the file is incomplete "
             "or of another network"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from setr.errors import SetrError
-from setr.reading.parsed import json_of
+from setr.reading.parsed import BROKEN, fault_of, json_of
 
 _PLAIN = {"num_attention_heads": "num_heads", "layer_norm_eps": "norm_eps",
           "readout_type": "readout_type"}  # fmt: skip
@@ -40,15 +39,15 @@ def transformers_settings(folder: Path) -> dict[str, Any]:
     )
     try:
         return _settings(config, preprocessor)
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
-        raise SetrError(f"{folder}: broken settings of transformers ({error!r:.100})") from None
+    except BROKEN as error:
+        raise SetrError(f"{folder}: broken settings of transformers ({fault_of(error)})") from None
 
 
 def _settings(config: dict[str, Any], preprocessor: dict[str, Any]) -> dict[str, Any]:
     """As `transformers_settings`, from the values of the two files.
 
     Raises:
-        TypeError, ValueError, LookupError, AttributeError: a setting of another type.
+        one of `BROKEN`: a setting of another type.
     """
     found = {name: config.get(key) for key, name in _PLAIN.items()}
     for key, name in _PREPROCESSOR.items():
@@ -74,6 +73,6 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     try:
         values = json_of(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SetrError(f"{path}: broken ({error!r:.100})") from None
+    except BROKEN as error:
+        raise SetrError(f"{path}: broken ({fault_of(error)})") from None
     return values if isinstance(values, dict) else {}

@@ -138,6 +138,6 @@ def _three(mean: Any, std: Any) -> Normalisation | None:
     """The two, if they are for three channels."""
     try:
         found = Normalisation(tuple(map(float, mean)), tuple(map(float, std)))
-    except (TypeError, ValueError):
+    except BROKEN:
         return None
     return found if len(found.mean) == len(found.std) == 3 and min(found.std) > 0 else None
