@@ -120,7 +120,6 @@ def test_what_the_system_refuses_is_one_line(capsys, tmp_path):
     save_pretrained(tmp_path / "model", tiny_model(), ModelInfo(labels=Labels(tuple("abcde"))))
     below = tmp_path / "file" / "out"
     for arguments in (
-        ["shard", "scenes:20", below],
         ["explain", "position", tmp_path / "model", "-o", below],
         ["predict", tmp_path / "model", image, "-o", below],
     ):

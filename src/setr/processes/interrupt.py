@@ -1,10 +1,10 @@
-"""Handling of SIGINT and SIGTERM."""
+"""Handling of SIGINT, SIGTERM, and SIGHUP, which a terminal that closes sends."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -16,7 +16,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interrupt:
-    """Context manager in which SIGINT and SIGTERM set `requested`.
+    """Context manager in which the signals of `stop_signals` set `requested`.
 
     A second SIGINT has its usual effect. A second SIGTERM has none: `timeout` and schedulers send
     one to the process and one to its group, and use SIGKILL for processes that stay.
@@ -27,7 +27,7 @@ class Interrupt:
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in stop_signals():
             try:
                 self.previous[number] = signal.signal(number, self._handle)
             except ValueError:  # only the main thread can handle signals
@@ -59,19 +59,48 @@ class Interrupt:
 
 @contextlib.contextmanager
 def ending_with(text: str) -> Iterator[None]:
-    """Context manager in which SIGINT and SIGTERM raise a `SetrError` with this text at once."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous: dict[signal.Signals, Any] = {}
+    """Context manager in which signals that stop raise a `SetrError` with this text at once."""
     try:
-        with contextlib.suppress(ValueError):  # not in the main thread
-            for asked in (signal.SIGINT, signal.SIGTERM):
-                previous[asked] = signal.signal(asked, leave)
-        yield
+        with _leaving(stop_signals()):
+            yield
     except KeyboardInterrupt:
         raise SetrError(text, code=INTERRUPTED) from None
+
+
+@contextlib.contextmanager
+def ending_by_signals() -> Iterator[None]:
+    """Context manager in which SIGTERM and SIGHUP raise `KeyboardInterrupt`, as Ctrl-C does.
+
+    Files that are being written are then removed. Signals that this process ignores or handles are
+    left alone.
+    """
+    found = [number for number in stop_signals() if signal.getsignal(number) is signal.SIG_DFL]
+    with _leaving(found):
+        yield
+
+
+def stop_signals() -> list[int]:
+    """The signals that stop a command; not SIGHUP where it is ignored (nohup) or handled."""
+    found: list[int] = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) in (signal.SIG_DFL, _leave):
+        found.append(signal.SIGHUP)
+    return found
+
+
+@contextlib.contextmanager
+def _leaving(numbers: Sequence[int]) -> Iterator[None]:
+    previous: dict[int, Any] = {}
+    try:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            for number in numbers:
+                previous[number] = signal.signal(number, _leave)
+        yield
     finally:
-        for asked, handler in previous.items():
-            signal.signal(asked, handler)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    if number != signal.SIGINT:
+        signal.signal(number, signal.SIG_IGN)  # a second one would end the clearing up
+    raise KeyboardInterrupt

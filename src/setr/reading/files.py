@@ -156,8 +156,13 @@ def write_bytes(path: Path, data: bytes, *, mark: str | None = None) -> None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write values, also NumPy numbers, as JSON; the file is written atomically."""
-    write_bytes(path, (json.dumps(values, indent=1, default=float) + "\n").encode())
+    """Write values as `json_bytes`; the file is written atomically."""
+    write_bytes(path, json_bytes(values))
+
+
+def json_bytes(values: dict[str, Any]) -> bytes:
+    """Values, also NumPy numbers, as the text of a JSON file."""
+    return (json.dumps(values, indent=1, default=float) + "\n").encode()
 
 
 def cache_folder(kind: str) -> Path:
