@@ -77,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # file names may be no text
     try:
+        _require_folder()
         with ending_by_signals():
             return _dispatch(args)
     except SetrError as error:
@@ -96,6 +97,14 @@ def main(arguments: list[str] | None = None) -> int:
         if debug or told is None:
             raise
         return _fail(told, FAILED)
+
+
+def _require_folder() -> None:
+    """Refuse a current folder that was removed, in which libraries that torch needs do not load."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the current folder was removed; change to another one") from None
 
 
 def _reason(error: OSError) -> str:
