@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -87,15 +88,13 @@ def test_a_full_disk_costs_messages_but_results_are_an_error(tmp_path):
 
 
 def training(out: Path, **streams: object) -> subprocess.Popen[bytes]:
-    """A run that has trained some steps."""
+    """A run that trains for ever and tests after each step."""
     command = [
         *(sys.executable, "-m", "setr", "train", "demo", "--out", str(out)),
         *("--data.root", "scenes:20", "--data.workers", "1", "--train.steps", "100000"),
         *("--train.batch-size", "2", "--train.log-every", "1", "--train.eval-every", "1"),
     ]
-    process = subprocess.Popen(command, **streams)
-    await_that(process, lambda: steps(out) >= 1)
-    return process
+    return subprocess.Popen(command, **streams)
 
 
 def steps(out: Path) -> int:
@@ -121,6 +120,7 @@ def test_a_run_goes_on_without_a_reader_and_ctrl_c_saves_it(tmp_path):
     """`setr train … 2>&1 | tee log`: Ctrl-C ends `tee` first."""
     out = tmp_path / "run"
     process = training(out, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    await_that(process, lambda: steps(out) >= 1)
     process.stdout.close()
     process.stderr.close()
     before = steps(out)
@@ -141,6 +141,14 @@ def test_a_terminal_that_closes_stops_a_run_which_saves(tmp_path):
     out = tmp_path / "run"
     process = training(out, stdin=inside, stdout=inside, stderr=inside, preexec_fn=lead)
     os.close(inside)
+    os.set_blocking(outside, False)
+
+    def has_begun() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            os.read(outside, 1 << 16)  # else it waits for room
+        return steps(out) >= 1
+
+    await_that(process, has_begun)
     os.close(outside)
     assert process.wait(60) == INTERRUPTED
     require_saved(out, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import hashlib
 import json
 import os
 import re
@@ -116,6 +117,12 @@ def one_line(text: str) -> str:
     line = re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", printable(line))
     half = LONGEST_LINE // 2
     return line if len(line) <= LONGEST_LINE else f"{line[:half]} … {line[-half:]}"
+
+
+def part_of(path: Path) -> Path:
+    """The hidden name of an unfinished file; the next run overwrites what a killed one left."""
+    mark = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:24]
+    return path.with_name(f".{mark}.part")
 
 
 @contextlib.contextmanager
