@@ -163,7 +163,8 @@ class CsvTable(Tracker):
             reader = csv.DictReader(file)
             self.columns = list(reader.fieldnames or [])
             # cells beyond the columns have the key None, missing cells the value None
-            return [r for r in reader if r.get("step") and None not in {*r.keys(), *r.values()}]
+            whole = (row for row in reader if None not in row and None not in row.values())
+            return [row for row in whole if row.get("step")]
 
     def _rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
         with replacing(self.path, mark="log.csv") as part:
