@@ -313,8 +313,9 @@ def test_what_a_killed_run_left_of_a_raster_goes_with_the_next(predictor, pixels
         import numpy as np
         from setr.prediction.annotations import Georeference
         from setr.prediction.rasters import RasterWriter
-        with RasterWriter(Path("l.tif"), (600, 600), Georeference("", (1, 0, 0, 0, 1, 0))) as file:
-            file.write(np.ones((600, 600), np.uint8), 0, 0)
+        SIZE = 600, 600
+        with RasterWriter(Path("l.tif"), SIZE, Georeference("", (1, 0, 0, 0, 1, 0)), None) as file:
+            file.write(np.ones(SIZE, np.uint8), 0, 0)
             os._exit(0)
     """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
