@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import ipaddress
 import os
@@ -109,6 +110,18 @@ def renamed(
             name = re.sub(pattern, there, name)
         state[name] = value
     return state
+
+
+@contextlib.contextmanager
+def disk_for(size: int) -> Iterator[None]:
+    """Files may have so many bytes: the system takes a part of what is above, then fails."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def write_scene_folders(root: Path, counts: dict[str, int], size: int = 48) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,17 @@ def test_every_tensor_is_the_mean(runs, tmp_path, capsys):
     assert info.metrics == {}
     assert info.licence == "apache-2.0; mit"
     assert info.command.startswith("setr average")
+
+
+def test_the_same_command_after_one_that_was_killed(runs, tmp_path):
+    left = tmp_path / "mean" / ".saving-killed"
+    left.mkdir(parents=True)
+    for name in (".lock", "model.safetensors"):
+        (left / name).write_bytes(b"half")
+    assert main(["average", *map(str, runs), "-o", str(tmp_path / "mean")]) == 0
+    assert from_pretrained(tmp_path / "mean")
+    if os.name == "posix":
+        assert not left.exists()
 
 
 def test_a_model_averaged_with_itself_is_itself(runs):

@@ -112,6 +112,16 @@ def test_debug_shows_the_traceback():
         main(["train", "demoo", "--debug"])
 
 
+@pytest.mark.skipif(os.name != "posix", reason="other systems keep a folder that is in use")
+def test_a_current_folder_that_was_removed_is_one_line(capsys, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    code, out, err = run(capsys, "recipes")
+    assert (code, out) == (USAGE, "")
+    assert err == "setr: the current folder was removed; change to another one\n"
+
+
 def test_what_the_system_refuses_is_one_line(capsys, tmp_path):
     """No matter which command: the file, and the system's reason."""
     (tmp_path / "file").write_text("in the way")
@@ -120,7 +130,6 @@ def test_what_the_system_refuses_is_one_line(capsys, tmp_path):
     save_pretrained(tmp_path / "model", tiny_model(), ModelInfo(labels=Labels(tuple("abcde"))))
     below = tmp_path / "file" / "out"
     for arguments in (
-        ["shard", "scenes:20", below],
         ["explain", "position", tmp_path / "model", "-o", below],
         ["predict", tmp_path / "model", image, "-o", below],
     ):

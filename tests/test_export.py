@@ -756,13 +756,15 @@ def test_what_a_killed_export_left_is_removed(model, tmp_path, monkeypatch):
     pytest.importorskip("fcntl")
     monkeypatch.setattr("setr.export._write", lambda path, *_: path.touch())
     monkeypatch.setattr("setr.export.compare", lambda *_, **__: {})
-    names = [".export-killed", ".export-at-work", ".export-just-begun", ".exported"]
+    names = [".export-killed", ".export-at-work", ".export-just-begun", ".exported",
+             ".export-just-killed"]  # fmt: skip
     for name in names:
         (tmp_path / name).mkdir()
         (tmp_path / name / "m.onnx").write_bytes(bytes(10))
     at_work, _ = open_locked(tmp_path / names[1] / ".lock", os.O_RDWR, "flock")
+    (tmp_path / names[4] / ".lock").touch()
     for name in (*names[:2], names[3]):
         os.utime(tmp_path / name, (1, 1))
     export(model, INFO, tmp_path / "m.pt2", format="torch", size=(32, 32))
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[1:], "m.pt2"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[1:4], "m.pt2"])
     os.close(at_work)

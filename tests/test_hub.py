@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -63,6 +64,21 @@ def test_everything_comes_back(folder):
     assert info == INFO
     assert not model.training
     assert model.arguments == tiny_model("mla").arguments
+
+
+@pytest.mark.parametrize("name", ["safetensors.torch.save_file", "setr.hub.json_bytes"])
+def test_a_model_that_cannot_be_written_whole_leaves_the_one_before(folder, monkeypatch, name):
+    """Weights of the new one beside classes of the old one would be a model that nobody trained."""
+
+    def full(*_: object) -> bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(name, full)
+    torch.manual_seed(1)
+    with pytest.raises(SetrError, match=f"^{re.escape(str(folder))}.*: cannot write: .*No space"):
+        save_pretrained(folder, tiny_model("pup"), INFO)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_figures_of_pixels_may_be_arrays_and_classes_are_as_many_as_the_models(tmp_path):

@@ -18,6 +18,7 @@ ORDER = (
         "arguments.named_values",
         "_extras",
         "processes.quota",
+        "processes.standard_streams",
         "processes.progress",
         "processes.watch",
         "processes.differences",

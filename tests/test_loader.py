@@ -69,10 +69,11 @@ def test_workers_outlive_signals_until_they_are_told_to_end(monkeypatch):
     order = {"batch_size": 2, "seed": 5, "start": 0, "stop": 40}
     found = training_batches(dataset, Augmentation(crop_size=(48, 40)), workers=1, **order)
     next(found)
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGINT, signal.SIGTERM}
+    stops = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & stops
     (worker,) = set(multiprocessing.active_children()) - before
-    for _ in range(8):
-        os.kill(worker.pid, signal.SIGINT)
+    for number in [signal.SIGINT] * 8 + [signal.SIGHUP] * 2:
+        os.kill(worker.pid, number)
         next(found)
     assert worker.is_alive()
     os.kill(worker.pid, signal.SIGTERM)

@@ -95,6 +95,21 @@ def test_exact_products_put_the_precision_back(device):
         torch.set_float32_matmul_precision("highest")
 
 
+def test_threads_keep_exact_products_until_the_last_one_leaves():
+    """The precision is one for the process, and threads share a predictor."""
+    first, second = (products.exact_products(torch.device("cpu")) for _ in range(2))
+    torch.set_float32_matmul_precision("high")
+    try:
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert torch.get_float32_matmul_precision() == "highest"
+        second.__exit__(None, None, None)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 @pytest.mark.parametrize("is_cuda", [False, True])
 def test_blocks_on_a_gpu_are_left_alone(onednn, is_cuda):
     block = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(is_cuda=is_cuda)]))

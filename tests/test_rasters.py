@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -301,6 +303,25 @@ def test_the_strip_bounds_what_is_held(predictor, pixels, tmp_path, monkeypatch)
     monkeypatch.setattr(mapping.RasterWriter, "write", watched)
     predict_raster(predictor, path, {"mask": tmp_path / "l.tif"}, strip=50)
     assert max(widths) == 50
+
+
+def test_what_a_killed_run_left_of_a_raster_goes_with_the_next(predictor, pixels, tmp_path):
+    path = write_tiff(tmp_path / "map.tif", pixels.transpose(2, 0, 1))
+    code = """if True:
+        import os
+        from pathlib import Path
+        import numpy as np
+        from setr.prediction.annotations import Georeference
+        from setr.prediction.rasters import RasterWriter
+        SIZE = 600, 600
+        with RasterWriter(Path("l.tif"), SIZE, Georeference("", (1, 0, 0, 0, 1, 0)), None) as file:
+            file.write(np.ones(SIZE, np.uint8), 0, 0)
+            os._exit(0)
+    """
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert len(os.listdir(tmp_path)) == 2
+    predict_raster(predictor, path, {"mask": tmp_path / "l.tif"})
+    assert sorted(os.listdir(tmp_path)) == ["l.tif", "map.tif"]
 
 
 @pytest.mark.parametrize("save", ["mask", "geojson"])

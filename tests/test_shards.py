@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -14,12 +15,13 @@ import numpy as np
 import pytest
 
 from setr.cli import main
+from setr.commands import shard
 from setr.data.loader import training_batches
 from setr.data.shard_writer import Keys, Packed, write_split
 from setr.data.shards import BUFFER, Shards
 from setr.datasets import open_dataset
 from setr.doctor import check
-from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.errors import DATA_CHECK_FAILED, FAILED, USAGE, SetrError
 from setr.images import encode_png
 from setr.prediction.inputs import find_items
 from setr.transforms import Augmentation
@@ -270,3 +272,58 @@ def test_wrong_addresses_are_one_line(packed):
     (packed / "shards.json").write_text(json.dumps({"format": "else"}))
     with pytest.raises(SetrError, match="not an index of shards"):
         open_dataset(str(packed), "train")
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_check(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("setr.doctor.check", lambda *_, **__: pytest.fail("checked"))
+    (tmp_path / "file").write_text("in the way")
+    assert main(["shard", "scenes:20", str(tmp_path / "file" / "out")]) == USAGE
+    assert f"cannot write in {tmp_path / 'file'}: Not a directory" in capsys.readouterr().err
+
+
+def test_two_commands_of_one_folder(tmp_path, capsys, monkeypatch):
+    """The first to end is kept whole."""
+    original, out = shard._samples, str(tmp_path / "out")
+    command = ["shard", "scenes:20", out, "--splits", "train"]
+
+    def samples(dataset):
+        for number, sample in enumerate(original(dataset)):
+            if number == 3:
+                monkeypatch.setattr(shard, "_samples", original)
+                assert main([*command, "--samples", "5"]) == 0
+            yield sample
+
+    monkeypatch.setattr(shard, "_samples", samples)
+    assert main([*command, "--samples", "2"]) == USAGE
+    assert "holds shards already" in capsys.readouterr().err
+    dataset = open_dataset(out, "train")
+    assert not check(dataset, full=True).problems
+    names = {f"train-00000{number}.tar" for number in range(-(-len(dataset) // 5))}
+    assert {path.name for path in Path(out).iterdir()} == names | {"train.npz", "shards.json"}
+
+
+def test_what_ends_midway_leaves_nothing(tmp_path, monkeypatch):
+    original, out = shard._samples, tmp_path / "out"
+
+    def samples(dataset):
+        yield from itertools.islice(original(dataset), 3)
+        raise SetrError("scene: broken")
+
+    (out / ".packing-killed").mkdir(parents=True)
+    (out / ".packing-killed" / ".lock").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(shard, "_samples", samples)
+        assert main(["shard", "scenes:20", str(out), "--samples", "2"]) == FAILED
+    assert list(out.iterdir()) == []
+    assert main(["shard", "scenes:20", str(out)]) == 0
+
+
+@pytest.mark.parametrize("name", ["val-000000.tar", "train.npz"])
+def test_files_of_others_are_not_replaced(tmp_path, capsys, name):
+    (tmp_path / name).write_bytes(b"mine")
+    (tmp_path / "val-notes.tar").touch()
+    assert main(["shard", "scenes:20", str(tmp_path)]) == USAGE
+    assert f"{name}: would be replaced; move it away" in capsys.readouterr().err
+    assert (tmp_path / name).read_bytes() == b"mine"
+    (tmp_path / name).unlink()
+    assert main(["shard", "scenes:20", str(tmp_path)]) == 0

@@ -13,6 +13,7 @@ from PIL import Image
 from setr.errors import USAGE, SetrError
 from setr.labels import Labels, known_labels
 from setr.scores.submissions import Submission, check_submission, raw_ids
+from tests.conftest import disk_for
 
 CITY = known_labels("cityscapes")
 ADE = known_labels("ade20k")
@@ -97,3 +98,16 @@ def test_a_wrong_zip_is_recognised(tmp_path):
         file.writestr("ADE_test_00000001.png", buffer.getvalue())
     with pytest.raises(SetrError, match="ids the server does not take"):
         check_submission("ade20k", path)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 150, (64, 64), np.uint8)
+
+    def submit() -> None:
+        with Submission("ade20k", tmp_path / "ade.zip", ADE) as submission:
+            for number in range(9):
+                submission.add(f"ADE_test_{number:08}.jpg", noise)
+
+    with disk_for(1000), pytest.raises(SetrError, match=r"ade\.zip: cannot write: File too large"):
+        submit()
+    assert list(tmp_path.iterdir()) == []

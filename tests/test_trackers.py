@@ -20,7 +20,7 @@ from setr.images import read_image
 from setr.pages.loss_curves import loss_chart, loss_curves
 from setr.processes.progress import Progress
 from setr.trackers import CsvTable, JsonLines, Pictures, Tracker, open_trackers, scalars
-from tests.conftest import tiny_config
+from tests.conftest import disk_for, tiny_config
 from tests.runs import assert_same_weights, killed_and_resumed
 
 LINES = [
@@ -105,6 +105,49 @@ def test_resuming_drops_what_came_after_and_torn_lines(tmp_path, kind):
     assert steps == ["2", "4", "4", "5"]
     kind(tmp_path, 0)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("kind", [CsvTable, JsonLines])
+def test_a_line_that_a_full_disk_takes_half_of_is_left_out(tmp_path, kind):
+    tracker = kind(tmp_path, 0)
+    tracker.line(LINES[0])
+    (path,) = tmp_path.glob("log.*")
+    with disk_for(path.stat().st_size + 5), pytest.raises(OSError, match="too large"):
+        tracker.line(LINES[1])
+    for line in LINES[2:]:
+        tracker.line(line)
+    if kind is CsvTable:
+        found = [(row["step"], row["loss"], row["val/miou"]) for row in rows(tmp_path)]
+        assert found == [("2", "1.5", ""), ("4", "", "0.5"), ("6", "1.0", "")]
+    else:
+        found = [json.loads(text) for text in path.read_text().splitlines()]
+        assert found == [LINES[0], *LINES[2:]]
+
+
+def test_columns_that_a_full_disk_refused_come_with_the_next_line(tmp_path):
+    tracker = CsvTable(tmp_path, 0)
+    with disk_for(3), pytest.raises(OSError, match="too large"):
+        tracker.line(LINES[0])
+    assert list(tmp_path.iterdir()) == []
+    for line in LINES[1:3]:
+        tracker.line(line)
+    with disk_for(10), pytest.raises(OSError, match="too large"):
+        tracker.line({"step": 6, "loss": 1.0, "lr": 0.0, "new": 1})
+    tracker.line({"step": 8, "loss": 1.0, "lr": 0.0, "new": 2})
+    tracker.line({"step": 8, "val": {"miou": 0.75, "accuracy": 0.5}})
+    found = [(row["step"], row["loss"], row["new"], row["val/accuracy"]) for row in rows(tmp_path)]
+    assert found == [
+        ("4", "1.25", "", ""), ("4", "", "", ""), ("8", "1.0", "2", ""), ("8", "", "", "0.5"),
+    ]  # fmt: skip
+
+
+def test_rows_of_an_older_log_that_run_together_are_left_out(tmp_path):
+    table = CsvTable(tmp_path, 0)
+    table.line(LINES[0])
+    with (tmp_path / "log.csv").open("a") as file:
+        file.write("4,1.256,1.0,0.01\r\n")  # half of step 4, then step 6
+    CsvTable(tmp_path, 8).line({"step": 10, "loss": 0.5, "lr": 0.0, "new": 1})
+    assert [row["step"] for row in rows(tmp_path)] == ["2", "10"]
 
 
 @pytest.mark.parametrize("kind", [CsvTable, JsonLines])

@@ -22,7 +22,9 @@ from setr.arguments.elsewhere import COMMANDS_ELSEWHERE
 from setr.arguments.help_text import description, flowing_help, plain_placeholders
 from setr.arguments.usage import missing, named_as_typed, problem
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError, UsageError, nearest
+from setr.processes.interrupt import ending_by_signals
 from setr.processes.quota import limit_spinning, limit_threads
+from setr.processes.standard_streams import outlast_readers
 from setr.reading.files import one_line, require_writable
 
 GROUPS = {
@@ -68,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
+    outlast_readers()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch reads it with its first tensor
     limit_threads()
     limit_spinning()
@@ -75,16 +78,15 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # file names may be no text
     try:
-        return _dispatch(args)
+        _require_folder()
+        with ending_by_signals():
+            return _dispatch(args)
     except SetrError as error:
         if debug:
             raise
         return error.code if error.reported else _fail(str(error), error.code)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
     except OSError as error:
         if debug:
             raise
@@ -96,6 +98,14 @@ def main(arguments: list[str] | None = None) -> int:
         if debug or told is None:
             raise
         return _fail(told, FAILED)
+
+
+def _require_folder() -> None:
+    """Refuse a current folder that was removed, in which libraries that torch needs do not load."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the current folder was removed; change to another one") from None
 
 
 def _reason(error: OSError) -> str:
@@ -183,8 +193,11 @@ def _of_the_command_line(message: str) -> SetrError:
 
 
 def require_unused(out: Path) -> None:
-    """Refuse a folder for results (-o) that is a file, holds something or cannot be written."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    """Refuse a folder for results (-o) that is a file, holds something or cannot be written.
+
+    Hidden files are nothing: a process that was killed may have left some.
+    """
+    if out.exists() and not (out.is_dir() and all(p.name[0] == "." for p in out.iterdir())):
         raise UsageError(f"{out}: exists; choose another folder with -o")
     require_writable(out, "-o")
 

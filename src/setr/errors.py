@@ -10,7 +10,7 @@ prints it to stderr and exits with the error's code; any other exception is a bu
    settings files, the existence of files, the model's architecture and the machine's devices: a
    value out of range, a model, folder or device that does not exist, an output that already exists.
 3, data check failed: the content of a data set is not what the command needs.
-130, interrupted by SIGINT or SIGTERM, after saving what was done.
+130, interrupted by SIGINT, SIGTERM or SIGHUP, after saving what was done.
 """
 
 from __future__ import annotations

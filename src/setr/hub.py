@@ -6,6 +6,7 @@ architecture, classes, colours, label map, normalisation and test protocol.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -19,7 +20,12 @@ from setr.layers.low_rank import merged_state
 from setr.model import SETR
 from setr.model_info import FORMAT, ModelInfo, as_tuple, describe, read_info
 from setr.pages.model_card import model_card
-from setr.reading.files import replacing, require_alive, write_bytes, write_json
+from setr.processes.lock import ScratchFolder
+from setr.reading.files import (
+    json_bytes,
+    require_alive,
+    writing,
+)
 from setr.reading.parsed import BROKEN, fault_of, json_of
 from setr.reading.remote import at_revision, fetch, import_hub, is_repository
 from setr.weight_files.mapped_model import in_file, open_model
@@ -38,7 +44,7 @@ def save_pretrained(
     *,
     state: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a model directory; each file is written atomically.
+    """Write a model directory; its files appear together, when all are complete.
 
     Args:
         folder: created if missing.
@@ -64,9 +70,13 @@ def save_pretrained(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SetrError(f"{folder}: cannot make this folder: {error.strerror}") from None
-    _write_tensors(folder / "model.safetensors", tensors)
-    write_json(folder / "config.json", values)
-    write_bytes(folder / "README.md", model_card(model, info).encode())
+    card = model_card(model, info).encode()
+    with writing(folder), ScratchFolder(folder, ".saving-") as scratch:
+        _write_tensors(scratch / "model.safetensors", tensors, folder)
+        (scratch / "config.json").write_bytes(json_bytes(values))
+        (scratch / "README.md").write_bytes(card)
+        for name in ("model.safetensors", "config.json", "README.md"):
+            os.replace(scratch / name, folder / name)
 
 
 def _unwrapped(model: nn.Module) -> SETR:
@@ -203,13 +213,13 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
     return open_model(arguments, config, weights).eval(), info
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file atomically, without a copy in memory."""
+def _write_tensors(path: Path, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write a safetensors file, without a copy in memory; errors name the folder it is for."""
     try:
-        with replacing(path) as part:
-            part.touch()
-            mode = part.stat().st_mode  # safetensors would make it readable by its owner only
-            save_file(tensors, part, {"format": "pt"})
-            part.chmod(mode)
+        path.touch()
+        mode = path.stat().st_mode  # safetensors would make it readable by its owner only
+        save_file(tensors, path, {"format": "pt"})
+        path.chmod(mode)
     except (OSError, SafetensorError) as error:
-        raise SetrError(f"{path}: cannot write: {first_line(error):.100}") from None
+        reason = f"{first_line(error):.100}"
+        raise SetrError(f"{folder / path.name}: cannot write: {reason}") from None

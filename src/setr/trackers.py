@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import importlib.util
+import io
 import json
 import math
 import os
@@ -95,8 +96,20 @@ class JsonLines(Tracker):
 
     def line(self, line: Mapping[str, Any]) -> None:
         """Append."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+        _append(self.path, json.dumps(_finite(line), allow_nan=False) + "\n")
+
+
+def _append(path: Path, text: str) -> None:
+    """Append to a file; on a full disk nothing, since the next line would join a part of this."""
+    data = memoryview(text.encode())
+    with path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def read_lines(log: Path) -> Iterator[Mapping[str, Any]]:
@@ -145,16 +158,20 @@ class CsvTable(Tracker):
     def line(self, line: Mapping[str, Any]) -> None:
         """Append; new metrics add columns."""
         row = {"step": line["step"], **scalars(_finite(line))}
-        new = [key for key in row if key not in self.columns]
-        if new:
-            rows: list[Mapping[str, Any]] = list(self._rows())
-            self.columns += new
-            self._rewrite([*rows, row])
+        if row.keys() <= set(self.columns):
+            _append(self.path, self._text([row]))
             return
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            csv.DictWriter(file, self.columns).writerow(row)
+        rows: list[Mapping[str, Any]] = list(self._rows())
+        before = self.columns
+        self.columns = [*before, *(key for key in row if key not in before)]
+        try:
+            self._rewrite([*rows, row])
+        except BaseException:
+            self.columns = before  # those of the file
+            raise
 
     def _rows(self) -> list[dict[str, str]]:
+        """The complete rows; also sets the columns to those of the file."""
         if not self.path.is_file():
             return []
         rows = []
@@ -164,19 +181,23 @@ class CsvTable(Tracker):
         ):
             reader = csv.DictReader(file)
             self.columns = list(reader.fieldnames or [])
+            # cells beyond the columns have the key None, missing cells the value None
             for row in reader:
                 if row.get("step") and None not in (*row, *row.values()):
                     rows.append(row)
         return rows
 
     def _rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        with (
-            replacing(self.path, mark="log.csv") as part,
-            part.open("w", encoding="utf-8", newline="") as file,
-        ):
-            writer = csv.DictWriter(file, self.columns)
+        with replacing(self.path, mark="log.csv") as part:
+            part.write_bytes(self._text(rows, header=True).encode())
+
+    def _text(self, rows: Sequence[Mapping[str, Any]], *, header: bool = False) -> str:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns)
+        if header:
             writer.writeheader()
-            writer.writerows(rows)
+        writer.writerows(rows)
+        return text.getvalue()
 
 
 class Pictures(Tracker):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -53,32 +54,53 @@ def run(arguments: list[str]) -> int:
     from setr.data.shards import FORMAT, INDEX
     from setr.datasets import open_dataset
     from setr.doctor import check
+    from setr.processes.lock import ScratchFolder
     from setr.processes.progress import counting
-    from setr.reading.files import write_json, writing
+    from setr.reading.files import json_bytes, require_writable, writing
 
-    if (given.out / INDEX).exists():
-        raise UsageError(f"{given.out}: holds shards already; choose another OUT")
+    _require_none(given)
+    require_writable(given.out, "OUT")
     opened = [open_dataset(given.data, split, given.labels) for split in given.splits]
     for dataset in opened:
         check(dataset, progress=counting(f"check {dataset.split}")).raise_problems()
-    given.out.mkdir(parents=True, exist_ok=True)
-    with writing(given.out):
-        entries = {
-            d.split: {
-                **write_split(
-                    given.out, d.split, _samples(d), per_shard=given.samples, form=given.format
-                ),
-                "labels": d.labels.to_dict(),  # of one data set, splits may code their ids apart
-            }
-            for d in opened
-        }
     bands = opened[0].bands.to_dict() if opened[0].bands else {}  # of one data.yaml
-    content = {"format": FORMAT, "name": opened[0].name, **bands, "splits": entries}
-    write_json(given.out / INDEX, content)
+    with writing(given.out):
+        given.out.mkdir(parents=True, exist_ok=True)
+        with ScratchFolder(given.out, ".packing-") as scratch:
+            entries = {
+                d.split: {
+                    **write_split(
+                        scratch, d.split, _samples(d), per_shard=given.samples, form=given.format
+                    ),
+                    "labels": d.labels.to_dict(),  # of one data set, splits may code ids apart
+                }
+                for d in opened
+            }
+            content = {"format": FORMAT, "name": opened[0].name, **bands, "splits": entries}
+            (scratch / INDEX).write_bytes(json_bytes(content))
+            _require_none(given)  # another process may have written some
+            files = sorted(scratch.glob("[!.]*"), key=lambda file: file.name == INDEX)
+            for file in files:  # the index last, without which the others are not read
+                os.replace(file, given.out / file.name)
     for split, entry in entries.items():
         count = sum(shard["samples"] for shard in entry["shards"])
         print(f"{split}: {count} samples in {len(entry['shards'])} shards", file=sys.stderr)
     return OK
+
+
+def _require_none(given: Arguments) -> None:
+    """Refuse a folder with shards, which would be replaced."""
+    from setr.data.shards import INDEX
+
+    if (given.out / INDEX).exists():
+        raise UsageError(f"{given.out}: holds shards already; choose another OUT")
+    for split in given.splits:
+        taken = re.compile(rf"{re.escape(split)}(-\d{{6,}}\.(tar|parquet)|\.npz)")
+        names = sorted(os.listdir(given.out)) if given.out.is_dir() else []
+        if found := next(filter(taken.fullmatch, names), None):
+            raise UsageError(
+                f"{given.out / found}: would be replaced; move it away, or choose another OUT"
+            )
 
 
 def _samples(dataset: Dataset) -> Iterator[Packed]:

@@ -63,6 +63,13 @@ def write_split(
 ) -> dict[str, Any]:
     """Write the shards and the index of one split; returns its entry in `shards.json`.
 
+    Args:
+        out: a folder for these files alone.
+        split: begins their names.
+        samples: in the order they get.
+        per_shard: samples in one.
+        form: of the shards.
+
     Raises:
         SetrError: Parquet without pyarrow.
     """
@@ -71,16 +78,15 @@ def write_split(
     shards: list[dict[str, Any]] = []
     numbered = enumerate(_keyed(samples))
     for number, group in itertools.groupby(numbered, lambda pair: pair[0] // per_shard):
-        part, file = out / f".{split}.part", f"{split}-{number:06}.{form}"
+        file = f"{split}-{number:06}.{form}"
         count = len(names)
         write = _write_tar if form == "tar" else _write_parquet
-        for sample, starts in write(part, (keyed for _, keyed in group)):
+        for sample, starts in write(out / file, (keyed for _, keyed in group)):
             names.append(sample.name)
             rows["shard"].append(number)
             rows["start"].append(starts)
             rows["size"].append([len(sample.image), len(sample.mask)])
             rows["crc"].append([zlib.crc32(sample.image), zlib.crc32(sample.mask)])
-        os.replace(part, out / file)
         size = (out / file).stat().st_size
         shards.append({"file": file, "samples": len(names) - count, "bytes": size})
     buffer = io.BytesIO()

@@ -23,7 +23,8 @@ LINGER = 10.0
 MAX_WORKERS = 8
 PREFETCH_FACTOR = 2
 """Batches that each worker loads in advance."""
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_OF_TERMINALS = [signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+_STOP_SIGNALS = [*_OF_TERMINALS, signal.SIGTERM]
 
 
 class Loader(DataLoader):
@@ -71,11 +72,12 @@ class Loader(DataLoader):
 
 @contextlib.contextmanager
 def _blocked_signals() -> Iterator[None]:
-    """Context manager in which SIGINT and SIGTERM wait, also in processes started in it.
+    """Context manager in which signals that stop wait, also in processes started in it.
 
-    A terminal sends Ctrl-C to all processes of a command, and `timeout` and schedulers send SIGTERM
-    to its process group. A worker that ended then would lose samples that this process is about to
-    fetch. `init_worker` unblocks the signals once it has installed its handlers.
+    A terminal sends Ctrl-C, and SIGHUP when it closes, to all processes of a command, and `timeout`
+    and schedulers send SIGTERM to its process group. A worker that ended then would lose samples
+    that this process is about to fetch. `init_worker` unblocks the signals once it has installed
+    its handlers.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -88,12 +90,13 @@ def _blocked_signals() -> Iterator[None]:
 
 
 def init_worker(_: int) -> None:
-    """Use one thread for decoding, ignore SIGINT, and end `LINGER` seconds after SIGTERM.
+    """Use one thread for decoding, ignore terminals, and end `LINGER` seconds after SIGTERM.
 
     The training process ends workers that do not respond with SIGTERM, so it cannot be ignored.
     """
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _OF_TERMINALS:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_later)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)

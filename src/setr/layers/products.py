@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import platform
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -97,20 +98,39 @@ def exact_products(device: torch.device) -> AbstractContextManager[Any]:
 
     In compiled graphs only autocast is disabled; the matmul precision stays.
     """
-    if torch.compiler.is_compiling() or torch.get_float32_matmul_precision() == "highest":
+    if torch.compiler.is_compiling():
         return no_autocast(device)
-    return _highest_precision(device)
+    return _HIGHEST.held(device)
 
 
-@contextmanager
-def _highest_precision(device: torch.device) -> Iterator[None]:
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with no_autocast(device):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
+class _HighestPrecision:
+    """The process's matmul precision, raised while at least one thread needs that."""
+
+    def __init__(self) -> None:
+        self.lock, self.threads, self.before = threading.Lock(), 0, "highest"
+
+    @contextmanager
+    def held(self, device: torch.device) -> Iterator[None]:
+        with self.lock:
+            if not self.threads:
+                self.before = torch.get_float32_matmul_precision()
+                self._set("highest")
+            self.threads += 1
+        try:
+            with no_autocast(device):
+                yield
+        finally:
+            with self.lock:
+                self.threads -= 1
+                if not self.threads:
+                    self._set(self.before)
+
+    def _set(self, precision: str) -> None:
+        if self.before != "highest":
+            torch.set_float32_matmul_precision(precision)
+
+
+_HIGHEST = _HighestPrecision()
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[Any]:

@@ -22,9 +22,9 @@ import numpy as np
 from setr.prediction.kinds import KINDS, options_of
 from setr.prediction.live import open_video
 from setr.prediction.outputs import with_ending, write
-from setr.prediction.video import VideoWriter, part_of
+from setr.prediction.video import VideoWriter
 from setr.predictor import Predictor
-from setr.reading.files import writing
+from setr.reading.files import part_of, writing
 from setr.result import Result
 
 FILMS: dict[str, tuple[str, Callable[..., np.ndarray]]] = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from setr.bands import Bands, Range, as_bytes, fitting_ranges
 from setr.errors import SetrError, UsageError
 from setr.labels import IGNORE, Labels
 from setr.prediction.annotations import Georeference
-from setr.reading.files import writing
+from setr.reading.files import part_of, writing
 from setr.reading.gdal import CACHE_BYTES, GdalFile, gdal_reason, import_gdal
 
 RASTER_KINDS = {"mask": ".tif", "confidence": "_confidence.tif"}
@@ -128,7 +127,7 @@ class RasterWriter:
     ) -> None:
         self.path = path
         self._gdal = import_gdal(str(path))
-        self._part = path.with_name(f".{uuid.uuid4().hex}.part")
+        self._part = part_of(path)
         self._profile = {
             "driver": "GTiff",
             "dtype": "uint8",

@@ -6,7 +6,6 @@ sound and with even sides: of an odd number of rows or columns the last one is l
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import cv2
 import numpy as np
 
 from setr.errors import SetrError
-from setr.reading.files import writing
+from setr.reading.files import part_of, writing
 from setr.reading.urls import is_url, split_url, without_password
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
@@ -146,12 +145,6 @@ def quiet_opencv() -> Iterator[None]:
         yield
     finally:
         log.setLogLevel(before)
-
-
-def part_of(path: Path) -> Path:
-    """The hidden name of an unfinished file; the next run overwrites what a killed one left."""
-    mark = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:24]
-    return path.with_name(f".{mark}.part")
 
 
 class VideoWriter:

@@ -1,4 +1,4 @@
-"""Handling of SIGINT and SIGTERM."""
+"""Handling of SIGINT, SIGTERM, and SIGHUP, which a terminal that closes sends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interrupt:
-    """Context manager in which SIGINT and SIGTERM set `requested`.
+    """Context manager in which the signals of `stop_signals` set `requested`.
 
     A second SIGINT has its usual effect. A second SIGTERM has none: `timeout` and schedulers send
     one to the process and one to its group, and use SIGKILL for processes that stay.
@@ -27,7 +27,7 @@ class Interrupt:
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in stop_signals():
             try:
                 self.previous[number] = signal.signal(number, self._handle)
             except ValueError:  # only the main thread can handle signals
@@ -59,9 +59,41 @@ class Interrupt:
 
 @contextlib.contextmanager
 def ending_with(text: str) -> Iterator[None]:
-    """Context manager in which SIGINT and SIGTERM raise a `SetrError` with this text at once."""
+    """Context manager in which signals that stop raise a `SetrError` with this text at once."""
     try:
         with Interrupt() as interrupt, interrupt.at_once():
             yield
     except KeyboardInterrupt:
         raise SetrError(text, code=INTERRUPTED) from None
+
+
+@contextlib.contextmanager
+def ending_by_signals() -> Iterator[None]:
+    """Context manager in which SIGTERM and SIGHUP raise `KeyboardInterrupt`, as Ctrl-C does.
+
+    Files that are being written are then removed. Signals that this process ignores or handles are
+    left alone.
+    """
+    previous: dict[int, Any] = {}
+    found = [number for number in stop_signals() if signal.getsignal(number) is signal.SIG_DFL]
+    try:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            for number in found:
+                previous[number] = signal.signal(number, _leave)
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def stop_signals() -> list[int]:
+    """The signals that stop a command; not SIGHUP where it is ignored (nohup) or handled."""
+    found: list[int] = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) in (signal.SIG_DFL, _leave):
+        found.append(signal.SIGHUP)
+    return found
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one would end the clearing up
+    raise KeyboardInterrupt

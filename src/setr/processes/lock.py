@@ -19,7 +19,7 @@ except ImportError:  # Windows
 from setr.errors import UsageError
 
 BEGUN = 60.0
-"""Seconds after which a new folder has its lock."""
+"""Seconds after which a folder without a lock was left by a process that was killed."""
 ATTEMPTS = 100
 """Lock a file that is being replaced so often; some network disks never show it as the same."""
 
@@ -141,7 +141,8 @@ class ScratchFolder:
     def __init__(self, parent: Path, prefix: str) -> None:
         for left in parent.glob(f"{prefix}*"):
             with contextlib.suppress(OSError):  # at work, or gone
-                if time.time() - left.stat().st_mtime > BEGUN:
+                begun = (left / ".lock").exists()
+                if begun or time.time() - left.stat().st_mtime > BEGUN:
                     fd, locked = open_locked(left / ".lock", os.O_RDWR, "flock")
                     os.close(fd)
                     if locked:
@@ -149,7 +150,10 @@ class ScratchFolder:
         self._folder = tempfile.TemporaryDirectory(
             prefix=prefix, dir=parent, ignore_cleanup_errors=True
         )
-        self._fd, _ = open_locked(Path(self._folder.name, ".lock"), os.O_RDWR, "flock")
+        hidden, lock = (Path(self._folder.name, name) for name in (".locking", ".lock"))
+        self._fd, _ = open_locked(hidden, os.O_RDWR, "flock")
+        if fcntl is not None:  # Windows does not rename what is open
+            hidden.rename(lock)  # so one of this name is locked, or left
 
     def __enter__(self) -> Path:
         return Path(self._folder.name)

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import errno
 import glob
+import hashlib
 import io
 import json
 import os
@@ -120,6 +121,12 @@ def one_line(text: str) -> str:
     return line if len(line) <= LONGEST_LINE else f"{line[:half]} … {line[-half:]}"
 
 
+def part_of(path: Path) -> Path:
+    """The hidden name of an unfinished file; the next run overwrites what a killed one left."""
+    mark = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:24]
+    return path.with_name(f".{mark}.part")
+
+
 @contextlib.contextmanager
 def replacing(path: Path, *, mark: str | None = None) -> Iterator[Path]:
     """A hidden file to write, which takes the place of `path` in the end, or goes after an error.
@@ -170,8 +177,13 @@ def write_rows(path: Path, rows: Iterable[Iterable[object]]) -> None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write values, also NumPy numbers, as JSON; the file is written atomically."""
-    write_bytes(path, (json.dumps(values, indent=1, default=float) + "\n").encode())
+    """Write values as `json_bytes`; the file is written atomically."""
+    write_bytes(path, json_bytes(values))
+
+
+def json_bytes(values: dict[str, Any]) -> bytes:
+    """Values, also NumPy numbers, as the text of a JSON file."""
+    return (json.dumps(values, indent=1, default=float) + "\n").encode()
 
 
 def cache_folder(kind: str) -> Path:

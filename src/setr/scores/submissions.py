@@ -67,13 +67,15 @@ class Submission:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        self._zip.close()
-        if kind is not None or not self.names:
+        try:
+            with writing(self.path):
+                self._zip.close()
+                if kind is None and self.names:
+                    os.replace(self._part, self.path)
+        finally:
             self._part.unlink(missing_ok=True)
-            if kind is None:
-                raise SetrError(f"{self.path}: no predictions to submit")
-            return
-        os.replace(self._part, self.path)
+        if kind is None and not self.names:
+            raise SetrError(f"{self.path}: no predictions to submit")
 
     def add(self, image: str, prediction: np.ndarray) -> None:
         """Add one prediction.
@@ -83,7 +85,8 @@ class Submission:
             prediction: (H, W) training ids 0 .. K-1.
 
         Raises:
-            SetrError: a name, size or id the server would reject, or an image given twice.
+            SetrError: a name, size or id the server would reject, an image given twice, or a full
+                disk.
         """
         stem = Path(image).stem
         pattern, example = _NAMES[self.server]
@@ -100,7 +103,8 @@ class Submission:
         if prediction.size and prediction.max() >= len(self.raw_ids):
             raise SetrError(f"{image}: predicted id {prediction.max()} is not a class")
         member = zipfile.ZipInfo(f"{stem}.png", _STAMP)
-        self._zip.writestr(member, encode_png(self.raw_ids[prediction]))
+        with writing(self.path):
+            self._zip.writestr(member, encode_png(self.raw_ids[prediction]))
         self.names.add(matched[0])
 
 

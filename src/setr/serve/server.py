@@ -1,8 +1,8 @@
 """The listening side: sockets, timeouts for slow clients, and a graceful shutdown.
 
 uvicorn has no timeout for headers, nor for a client that never reads its answer; the protocol here
-has both. On SIGTERM or SIGINT the server stops listening, answers the requests it has, and exits
-with 0, even if a thread is still computing when the grace period is over.
+has both. On SIGTERM, SIGINT or SIGHUP the server stops listening, answers the requests it has, and
+exits with 0, even if a thread is still computing when the grace period is over.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -22,6 +25,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from setr.errors import OK, SetrError
+from setr.processes.interrupt import stop_signals
 from setr.serve.gate import Gate
 from setr.serve.limits import Limits, Refusal
 
@@ -174,6 +178,17 @@ class Server(uvicorn.Server):
             host, port = sock.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             print(f"setr: serving {names} on http://{shown}:{port}", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn, which leaves out SIGHUP."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(super().capture_signals())
+            if threading.current_thread() is threading.main_thread():
+                for number in stop_signals():
+                    before = signal.signal(number, self.handle_exit)
+                    stack.callback(signal.signal, number, before)
+            yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop listening, and finish the requests that are running."""
