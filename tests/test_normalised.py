@@ -27,7 +27,9 @@ def layers(dtype=torch.float64, K=5, bias=True):
     return norm.to(dtype), classifier.to(dtype)
 
 
-@pytest.mark.parametrize("how", ["classified", "without bias", "channels last", "norm alone"])
+@pytest.mark.parametrize(
+    "how", ["classified", "without bias", "channels last", "transposed", "norm alone"]
+)
 def test_equals_the_layers(how):
     norm, classifier = layers(bias=how != "without bias")
     if how == "norm alone":
@@ -36,7 +38,10 @@ def test_equals_the_layers(how):
     x = torch.randn(2, CHANNELS, 6, 7, dtype=torch.float64)
     if how == "channels last":
         x = x.to(memory_format=torch.channels_last)
+    if how == "transposed":  # whose pixels are no single axis in memory
+        x = x.mT
     found, wanted = x.clone().requires_grad_(), x.clone().requires_grad_()
+    assert found.stride() == x.stride()
     out = norm_relu(found, norm, classifier)
     truth = torch.relu(plain_norm(wanted))
     truth = truth if plain is None else plain(truth)
