@@ -240,6 +240,7 @@ ORDER = (
         "opening",
         "training.complexity",
     ),
+    "training.single_value",
     "training.memory",
     # runs
     *(

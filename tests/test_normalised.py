@@ -59,6 +59,15 @@ def test_equals_the_layers(how):
         assert torch.equal(norm.get_buffer(name), figure), name
 
 
+def test_a_single_pixel_is_refused_as_by_the_layer():
+    norm, _ = layers()
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        norm_relu(torch.randn(1, CHANNELS, 1, 1, dtype=torch.float64), norm)
+    assert norm.running_var.eq(1).all()
+    assert norm_relu(torch.randn(1, CHANNELS, 1, 2, dtype=torch.float64), norm).isfinite().all()
+    assert norm.running_var.isfinite().all()
+
+
 def test_under_autocast_it_computes_as_the_layers_do():
     norm, classifier = layers(torch.float32)
     plain_norm, plain = copy.deepcopy(norm), copy.deepcopy(classifier)

@@ -28,10 +28,12 @@ def norm_relu(x: Tensor, norm: nn.Module, classifier: nn.Conv2d | None = None) -
 
     Args:
         x: feature map.
-        norm: batch norm over C channels; for other norms and in eval mode, the separate layers run.
+        norm: batch norm over C channels; for other norms and in eval mode, the separate layers run,
+            and for a single pixel, of which they refuse the variance.
         classifier: 1x1 convolution to K channels; None for none.
     """
-    if type(norm) is not nn.BatchNorm2d or not norm.training:
+    single = x.numel() == x.shape[1]
+    if type(norm) is not nn.BatchNorm2d or not norm.training or single:
         y: Tensor = F.relu_(norm(x))
         return y if classifier is None else classifier(y)
     weight = bias = None
