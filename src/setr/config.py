@@ -102,7 +102,7 @@ class ModelConfig:
             value = getattr(self, name)
             check_setting(
                 max(value) <= 1,
-                f"model.{name} {value}: is of pixels from 0 to 1; divide values for 0 to 255 by 255",
+                f"model.{name} {value}: is of pixels from 0 to 1; divide those of 0 to 255 by 255",
             )
         for name in ("img_size", "channels"):
             value = getattr(self, name)
