@@ -17,6 +17,7 @@ import setr
 from setr import bands
 from setr.bands import Bands, check_pixels, open_pixels, read_pixels
 from setr.cli import main
+from setr.config import ModelConfig
 from setr.crop_window import CropWindow
 from setr.data import scenes
 from setr.data.data_yaml import read_description
@@ -489,6 +490,15 @@ def test_given_means_must_be_as_many_as_bands(config):
     with pytest.raises(SetrError, match="the images of tiles have 4 channels; give one value"):
         setr.train(dataclasses.replace(config, model=model))
     assert len(with_channels(config, 4).model.std) == 4
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_means_for_0_to_255_are_refused(name):
+    message = rf"model\.{name} \(0\.5, 0\.5, 116\.28\): is of pixels from 0 to 1; divide"
+    with pytest.raises(SetrError, match=message) as caught:
+        ModelConfig(**{name: (0.5, 0.5, 116.28)})
+    assert caught.value.code == USAGE
+    assert ModelConfig(**{name: (1.0, 1.0, 1.0)})
 
 
 def test_exported_graphs_take_the_model_s_bands(monkeypatch):

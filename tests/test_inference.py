@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from setr import inference
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 from setr.inference import (
     NormalizedImages,
     mask_blocks,
@@ -255,6 +255,25 @@ def test_normalize() -> None:
     x = normalize(image, (0.5, 0.4, 0.3), (0.1, 0.2, 0.5))
     expected = torch.tensor([(0 - 0.5) / 0.1, (128 / 255 - 0.4) / 0.2, (1 - 0.3) / 0.5])
     torch.testing.assert_close(x[0, :, 0, 0], expected)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.rand(2, 5, 4, 3),
+        torch.zeros(2, 3, 5, 4, dtype=torch.uint8),
+        torch.zeros(5, 4, 3, dtype=torch.uint8),
+        torch.zeros(2, 5, 4, 1, dtype=torch.uint8),
+    ],
+    ids=["floats", "channels first", "no batch", "grey"],
+)
+def test_what_would_be_normalised_wrongly_is_refused(images: torch.Tensor) -> None:
+    with pytest.raises(
+        SetrError, match=r"give uint8 \(B, H, W, 3\), 0 to 255; normalise"
+    ) as caught:
+        normalize(images, (0.5, 0.4, 0.3), (0.1, 0.2, 0.5))
+    assert str(tuple(images.shape)) in str(caught.value)
+    assert caught.value.code == USAGE
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)

@@ -241,6 +241,7 @@ ORDER = (
         "opening",
         "training.complexity",
     ),
+    "training.single_value",
     "training.memory",
     # runs
     *(

@@ -27,7 +27,9 @@ def layers(dtype=torch.float64, K=5, bias=True):
     return norm.to(dtype), classifier.to(dtype)
 
 
-@pytest.mark.parametrize("how", ["classified", "without bias", "channels last", "norm alone"])
+@pytest.mark.parametrize(
+    "how", ["classified", "without bias", "channels last", "transposed", "norm alone"]
+)
 def test_equals_the_layers(how):
     norm, classifier = layers(bias=how != "without bias")
     if how == "norm alone":
@@ -36,7 +38,10 @@ def test_equals_the_layers(how):
     x = torch.randn(2, CHANNELS, 6, 7, dtype=torch.float64)
     if how == "channels last":
         x = x.to(memory_format=torch.channels_last)
+    if how == "transposed":  # whose pixels are no single axis in memory
+        x = x.mT
     found, wanted = x.clone().requires_grad_(), x.clone().requires_grad_()
+    assert found.stride() == x.stride()
     out = norm_relu(found, norm, classifier)
     truth = torch.relu(plain_norm(wanted))
     truth = truth if plain is None else plain(truth)
@@ -52,6 +57,15 @@ def test_equals_the_layers(how):
             torch.testing.assert_close(a.grad, b.grad)
     for name, figure in plain_norm.named_buffers():
         assert torch.equal(norm.get_buffer(name), figure), name
+
+
+def test_a_single_pixel_is_refused_as_by_the_layer():
+    norm, _ = layers()
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        norm_relu(torch.randn(1, CHANNELS, 1, 1, dtype=torch.float64), norm)
+    assert norm.running_var.eq(1).all()
+    assert norm_relu(torch.randn(1, CHANNELS, 1, 2, dtype=torch.float64), norm).isfinite().all()
+    assert norm.running_var.isfinite().all()
 
 
 def test_under_autocast_it_computes_as_the_layers_do():

@@ -21,7 +21,7 @@ import setr.training.run as running
 from setr.config import Config, ModelConfig, OptimConfig
 from setr.data import scenes
 from setr.engine import train
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 from setr.images import encode_png
 from setr.layers.conv_bn_relu import ConvBNReLU
 from setr.training.loss_scale import MAX_SKIPPED, LossScaler
@@ -258,6 +258,21 @@ def test_a_non_finite_loss_names_step_rate_and_files(tmp_path):
     assert str(caught.value).count(".png") == 2
     assert "or limit gradients with --optim.clip-grad;" in str(caught.value)  # fp32 already
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "side"), [("setr_naive_nano", 8), ("upernet_nano", 16)])
+def test_a_single_value_per_channel_is_refused_in_one_line(tmp_path, name, side):
+    data = write_scene_folders(tmp_path / "data", {"train": 2, "val": 1})
+    config = on_folder(tiny_config(tmp_path / "run", batch_size=2, accumulate=2), data)
+    config = config.replace(
+        {"data.crop_size": (side, side), "model.name": name, "model.taps": None, "model.aux": False}
+    )
+    run = running.Run(config, RunFolder(Path(config.out)))
+    message = rf"data\.crop_size {side} {side}: with 1 image at a time .* give larger crops"
+    with pytest.raises(SetrError, match=message) as caught:
+        run.train_step(*next(run.source.batches(0)))
+    assert caught.value.code == USAGE
+    assert all(b.isfinite().all() for b in run.model.buffers())
 
 
 @pytest.mark.parametrize("factor", [float("inf"), float("nan")])

@@ -122,7 +122,8 @@ def test_outlines_are_cut_as_they_are_drawn(tmp_path, monkeypatch):
         assert classes == ("house", "pond", "background")
 
 
-def test_windows_of_a_mask_are_parts_of_it():
+@pytest.mark.parametrize("largest_first", [False, True])
+def test_windows_of_a_mask_are_parts_of_it(largest_first):
     rng, size = np.random.default_rng(3), (90, 120)
     shapes = []
     for number in range(12):
@@ -131,7 +132,7 @@ def test_windows_of_a_mask_are_parts_of_it():
         relative = number % 3 == 0
         lines = [line / size[::-1] if relative else line for line in (points, hole)]
         shapes.append(Shape("ab"[number % 2], (Ring(lines[0], relative, (lines[1],)),)))
-    rules = Rules({"a": 0, "b": 1}, 2, largest_first=False)
+    rules = Rules({"a": 0, "b": 1}, 2, largest_first)
     whole, drawn = draw(shapes, size, rules).mask, WindowMask(shapes, size, rules)
     for rows, columns in windows(size, 32):
         place = slice(*rows), slice(*columns)
@@ -139,6 +140,38 @@ def test_windows_of_a_mask_are_parts_of_it():
     runs = Shape("a", (Runs(size, np.array([90 * 120])),))
     with pytest.raises(SetrError, match="only polygons are drawn, not masks or run lengths"):
         WindowMask([runs], size, rules)
+
+
+def test_neighbouring_images_of_a_layer_agree_on_what_covers_what():
+    """The field is the larger one, though less of it lies in the first image."""
+    house, field = (np.array([(a, 2), (b, 2), (b, 8), (a, 8)], float) for a, b in ((2, 9), (7, 40)))
+    rules = Rules({"field": 0, "house": 1}, 2, largest_first=True)
+
+    def drawn(left: int, width: int) -> np.ndarray:
+        shapes = [
+            Shape(name, (Ring(ring - (left, 0)),))
+            for name, ring in (("house", house), ("field", field))
+        ]
+        return draw(shapes, (10, width), rules).mask
+
+    whole = drawn(0, 40)
+    assert (whole[2:8, 2:9] == 1).all()
+    np.testing.assert_array_equal(np.hstack([drawn(0, 10), drawn(10, 30)]), whole)
+    relative = [
+        Shape(name, (Ring(ring / (10, 10), relative=True),))
+        for name, ring in (("house", house), ("field", field))
+    ]
+    np.testing.assert_array_equal(draw(relative, (10, 10), rules).mask, whole[:, :10])
+
+
+def test_equal_areas_are_drawn_in_the_order_of_their_file():
+    square = np.array([(0.1, 0.1), (8.1, 0.1), (8.1, 8.1), (0.1, 8.1)])
+    rules = Rules({"a": 0, "b": 1}, 2, largest_first=True)
+    for corner in (0.0, 1 / 3, 0.7, 1.9):
+        rings = [Ring(square + corner), Ring(square + 2 + corner)]
+        for names in ("ab", "ba"):
+            shapes = [Shape(n, (ring,)) for n, ring in zip(names, rings, strict=True)]
+            assert draw(shapes, (12, 12), rules).mask[5, 5] == rules.ids[names[1]]
 
 
 def test_what_has_no_label_is_left_out(tmp_path, capsys):

@@ -16,6 +16,7 @@ from setr.transforms import (
     Augmentation,
     base_scale,
     distort,
+    fill_colour,
     rare_class_odds,
 )
 
@@ -115,6 +116,13 @@ def test_outside_the_image_is_mean_colour_and_ignored():
     image = window.cut(IMAGE, nearest=False, fill=PAD_COLOUR)
     assert (image[120:] == PAD_COLOUR).all()
     assert (window.cut(MASK, nearest=True, fill=IGNORE)[:, 160:] == IGNORE).all()
+
+
+def test_padding_is_zero_after_the_models_normalisation():
+    assert fill_colour((0.485, 0.456, 0.406)) == PAD_COLOUR
+    assert fill_colour((0.5, 0.4, 0.0)) == (128, 102, 0)
+    assert fill_colour((0.1, 0.2, 0.3, 1.0)) == (26, 51, 76, 255)
+    assert fill_colour((-0.1,)) == (0,)  # of values that were not clipped
 
 
 def test_padding_is_neither_distorted_nor_flipped():

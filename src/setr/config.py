@@ -90,6 +90,12 @@ class ModelConfig:
         )
         check_setting(len(self.mean) > 0, "model.mean (): give a number for each channel")
         check_setting(min(self.std, default=0) > 0, f"model.std {self.std}: give positive numbers")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            check_setting(
+                max(value) <= 1,
+                f"model.{name} {value}: is of pixels from 0 to 1; divide those of 0 to 255 by 255",
+            )
         for name in ("img_size", "channels"):
             value = getattr(self, name)
             check_setting(value is None or value > 0, f"model.{name} {value}: give at least 1")

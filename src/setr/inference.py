@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from setr.errors import UsageError
 from setr.kernels.best_class import best_class, best_upsampled
 from setr.kernels.windows import Model, Pixels, Resized, View, resize_rows
 from setr.processes.machine import HEAP
@@ -40,7 +41,16 @@ GPU_PIXELS = 1 << 22
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Images uint8 (B, H, W, C) -> float (B, C, H, W): (pixel / 255 - mean) / std."""
+    """Images uint8 (B, H, W, C) -> float (B, C, H, W): (pixel / 255 - mean) / std.
+
+    Raises:
+        SetrError: images of another type or shape, as floats from 0 to 1, or channels first.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != len(mean):
+        raise UsageError(
+            f"images {images.dtype} {tuple(images.shape)}: give uint8 (B, H, W, {len(mean)}), 0 to "
+            "255; normalise others as (pixel - mean) / std, for pixels from 0 to 1, yourself"
+        )
     scale = [1 / (255 * s) for s in std]
     shift = [-m / s for m, s in zip(mean, std, strict=True)]
     x = images.permute(0, 3, 1, 2).float()

@@ -175,8 +175,8 @@ def base_scale(H: int, W: int, short_side: int | None, long_side: int | None) ->
 
 
 def fill_colour(mean: Sequence[float]) -> tuple[int, ...]:
-    """Padding values: ImageNet's mean for three channels, else the data set's mean."""
-    return PAD_COLOUR if len(mean) == 3 else tuple(round(255 * value) for value in mean)
+    """Padding values for a model's mean: zero after normalisation, as what encoders pad with."""
+    return tuple(round(255 * min(max(value, 0.0), 1.0)) for value in mean)
 
 
 def rare_class_odds(pixels: np.ndarray) -> tuple[float, ...]:

@@ -28,10 +28,12 @@ def norm_relu(x: Tensor, norm: nn.Module, classifier: nn.Conv2d | None = None) -
 
     Args:
         x: feature map.
-        norm: batch norm over C channels; for other norms and in eval mode, the separate layers run.
+        norm: batch norm over C channels; for other norms and in eval mode, the separate layers run,
+            and for a single pixel, of which they refuse the variance.
         classifier: 1x1 convolution to K channels; None for none.
     """
-    if type(norm) is not nn.BatchNorm2d or not norm.training:
+    single = x.numel() == x.shape[1]
+    if type(norm) is not nn.BatchNorm2d or not norm.training or single:
         y: Tensor = F.relu_(norm(x))
         return y if classifier is None else classifier(y)
     weight = bias = None
@@ -68,7 +70,8 @@ class _NormReLU(torch.autograd.Function):
         # for maps in bf16, kernels return fp32 statistics and fake tensors bf16 ones
         mean, inv_std = (value[:, None].to(scale.dtype) for value in statistics)
         slope, shift = scale[:, None] * inv_std, shift[:, None]
-        grad_x, w = torch.empty_like(x), None if weight is None else weight.flatten(1)
+        grad_x = torch.empty_like(x, memory_format=_layout(x))
+        w = None if weight is None else weight.flatten(1)
         grad_scale, grad_shift = torch.zeros_like(slope), torch.zeros_like(slope)
         grad_w = None if w is None else torch.zeros_like(w, dtype=slope.dtype)
         for block, g, out in _blocks(x, grad, grad_x):
@@ -101,6 +104,12 @@ def _momentum(norm: nn.BatchNorm2d) -> float:
         return 0.0
     norm.num_batches_tracked.add_(1)
     return 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    """The layout of a map, or one whose pixels are one axis: others would flatten to a copy."""
+    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _blocks(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -70,6 +70,18 @@ class Ring:
         ).reshape(-1, width)
         return Cover(top, left, np.cumsum(crossings[:, :-1], axis=1) % 2 == 1)
 
+    def area(self, size: tuple[int, int]) -> float:
+        """Square pixels without holes, also those outside an image of `size` (H, W).
+
+        Rounded, so that equal polygons stay equal wherever they lie.
+        """
+        H, W = size
+        sizes = []
+        for line in (self.points, *self.holes):
+            x, y = (line - line[0]).T
+            sizes.append(abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2)
+        return round((sizes[0] - sum(sizes[1:])) * (W * H if self.relative else 1), 3)
+
 
 @dataclass(frozen=True)
 class Runs:
@@ -137,7 +149,9 @@ class Rules(NamedTuple):
     Attributes:
         ids: by class name.
         rest: id of pixels outside all outlines.
-        largest_first: draw small objects over large ones, whatever their order in the file.
+        largest_first: draw small objects over large ones, whatever their order in the file. The
+            part of a polygon outside the image counts, so that all images of a layer have one
+            order.
         order: names of classes; those named later are drawn over those named earlier, and all of
             them over others.
     """
@@ -166,14 +180,19 @@ def draw(shapes: Sequence[Shape], size: tuple[int, int], rules: Rules) -> Drawn:
     Raises:
         SetrError: a part that cannot be read.
     """
-    drawn = [(shape.name, [part.cover(size) for part in shape.parts]) for shape in shapes]
-    drawn = in_order(drawn, rules, lambda cover: int(np.count_nonzero(cover.inside)))
+
+    def area(drawn: tuple[Part, Cover]) -> float:
+        part, cover = drawn
+        return part.area(size) if isinstance(part, Ring) else np.count_nonzero(cover.inside)
+
+    drawn = [(shape.name, [(part, part.cover(size)) for part in shape.parts]) for shape in shapes]
+    drawn = in_order(drawn, rules, area)
     ids = rules.ids
     mask, covered = np.full(size, rules.rest, np.uint8), np.zeros(size, bool)
     overlaps: Counter[tuple[str, str]] = Counter()
     names = {ids[name]: name for name, _ in drawn}
-    for name, covers in drawn:
-        for top, left, inside in covers:
+    for name, parts in drawn:
+        for _, (top, left, inside) in parts:
             H, W = inside.shape
             place = slice(top, top + H), slice(left, left + W)
             below = mask[place][inside & covered[place]]

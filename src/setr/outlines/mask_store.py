@@ -24,7 +24,7 @@ from setr.outlines.index import AnnotatedImage
 from setr.outlines.mask_files import MaskFile, Segments
 from setr.reading.files import write_bytes, writing
 
-VERSION = 1
+VERSION = 2
 """Of how masks are drawn."""
 _JOURNAL = ".journal"
 """Which masks are complete, and what is in them."""

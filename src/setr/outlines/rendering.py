@@ -50,7 +50,7 @@ class WindowMask:
                     f"run lengths such as those of '{shape.name}'"
                 )
             drawn.append((shape.name, [_in_pixels(ring, scale) for ring in rings]))
-        self._drawn = in_order(drawn, rules, _area)
+        self._drawn = in_order(drawn, rules, lambda ring: ring.area(size))
         corners = [np.concatenate([ring.points for ring in rings]) for _, rings in self._drawn]
         self._lows = np.array([points.min(axis=0) for points in corners]).reshape(-1, 2)
         self._highs = np.array([points.max(axis=0) for points in corners]).reshape(-1, 2)
@@ -133,12 +133,3 @@ def _in_pixels(ring: Ring, scale: tuple[int, int]) -> Ring:
 
 def _moved(ring: Ring, corner: np.ndarray) -> Ring:
     return Ring(ring.points - corner, holes=tuple(hole - corner for hole in ring.holes))
-
-
-def _area(ring: Ring) -> float:
-    """Area in square pixels, without holes."""
-    sizes = []
-    for line in (ring.points, *ring.holes):
-        x, y = (line - line[0]).T
-        sizes.append(abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2)
-    return sizes[0] - sum(sizes[1:])

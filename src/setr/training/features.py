@@ -46,7 +46,7 @@ from setr.training.build import build_info
 from setr.training.facts import weights_digest
 from setr.transforms import PAD_COLOUR, fill_colour, flipped
 
-VERSION = 2
+VERSION = 3
 _HEAD_ARGUMENTS = frozenset(
     {"decoder", "num_classes", "aux_taps", "decoder_args", "neck_args", "aux_args", "odd_sizes"}
 )

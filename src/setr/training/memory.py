@@ -26,6 +26,7 @@ from setr.losses import LossKind
 from setr.mask_loss import OVERSAMPLING, POINTS
 from setr.model import SETR, Features, Output, predictions
 from setr.processes.machine import resident_bytes
+from setr.training.single_value import require_several_values
 
 KERNELS = 130_000_000
 """Bytes that libraries and their kernels allocate on a CPU in the first steps, besides tensors;
@@ -88,6 +89,9 @@ def step_memory(
         keeps_gradients: whether gradients are kept between micro-batches (accumulation).
         cached: whether the model is given stored features of its frozen encoder.
         loss: loss of the main head.
+
+    Raises:
+        SetrError: a single image of a single patch, which cannot be trained on.
     """
     trained = _bytes(p for p in model.parameters() if p.requires_grad)
     weights = _bytes(_tensors(model))
@@ -108,7 +112,7 @@ def step_memory(
         tracker.count(inputs.maps if isinstance(inputs, Features) else [inputs])
         with tracker:
             for _ in range(2):
-                with autocast(device, dtype):
+                with autocast(device, dtype), require_several_values(batch, size):
                     taught = _taught(teacher, inputs)
                     output = model(inputs, with_aux=True)
                 before = tracker.now

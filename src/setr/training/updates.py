@@ -24,6 +24,7 @@ from setr.training.graphed import Graphed
 from setr.training.loss_scale import LossScaler
 from setr.training.optim import MovingAverage, learning_rate, set_lr
 from setr.training.parallel import Parallel, clip_gradients
+from setr.training.single_value import require_several_values
 from setr.training.sources import Source
 from setr.training.teacher import Teacher
 
@@ -225,7 +226,8 @@ class Updates:
     ) -> dict[str, Tensor]:
         """The losses of a micro-batch; its logits are freed before the backward pass."""
         train = self.config.train
-        with autocast(self.device, self.dtype):
+        B, H, W = target.shape
+        with autocast(self.device, self.dtype), require_several_values(B, (H, W)):
             output = self.parallel.call(inputs, with_aux=True)
         losses = segmentation_loss(
             output,
