@@ -72,6 +72,8 @@ ORDER = (
         "data.sampling",
         "data.workers",
         "data.loader",
+        "data.name_patterns",
+        "data.name_groups",
     ),
     # figures
     *(
@@ -79,7 +81,9 @@ ORDER = (
         "scores.boundary",
         "scores.calibration",
         "scores.intervals",
+        "scores.by_group",
         "scores.regions",
+        "scores.thresholds",
         "scores.label_quality",
         "scores.misplaced",
         "scores.suspects",
@@ -101,7 +105,6 @@ ORDER = (
         "data.tile_draft",
         "data.tile_files",
         "data.tile_folder",
-        "data.name_patterns",
         "data.fold_draft",
         "data.flat_pairs",
         "data.found_pairs",
@@ -305,6 +308,7 @@ ORDER = (
         "prediction.live",
         "prediction.several",
         "prediction.polygons",
+        "prediction.ground",
         "prediction.annotations",
         "prediction.rasters",
         "prediction.model_bands",
@@ -350,7 +354,9 @@ ORDER = (
     # pages and tables
     *(
         "pages.tables",
+        "pages.group_tables",
         "pages.page",
+        "pages.evaluation_tables",
         "pages.charts",
         "pages.loss_curves",
         "pages.gallery",

@@ -14,8 +14,9 @@ from setr.data.band_draft import draft_bands
 from setr.data.class_draft import draft_classes, listed_classes
 from setr.data.data_yaml import SPLITS
 from setr.data.flat_pairs import DRAWN
-from setr.data.fold_draft import draft_folds, grouped_lists, groups_of
+from setr.data.fold_draft import draft_folds, grouped_lists
 from setr.data.found_pairs import find_pairs
+from setr.data.name_groups import groups_of
 from setr.data.split_draft import MaskPair, draft_lists, known_split
 from setr.data.tile_folder import TILES, TileFolder
 from setr.errors import DATA_CHECK_FAILED, SetrError, UsageError, first_few

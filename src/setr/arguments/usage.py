@@ -301,6 +301,8 @@ def meant(name: str, options: list[Option]) -> list[Option]:
             return by_last[last]
     if found := elsewhere(bare):
         return found
+    if {name, bare} & ADVICE.keys():  # no typing error
+        return []
     for known, key in ((by_name, name.replace("no-", "")), (by_last, bare.removeprefix("no-"))):
         near = difflib.get_close_matches(key, known, 1, _TYPO_CUTOFF)
         if near:

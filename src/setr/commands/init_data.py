@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ def run(arguments: list[str]) -> int:
     if made.note:
         print(f"warning: {given.folder}: {made.note}", file=sys.stderr)
     data = str(given.folder if name == "data.yaml" else files[0])
-    data = f"./{data}" if data == "scenes" else data  # which is the built-in data set
+    data = shlex.quote(f"./{data}" if data == "scenes" else data)  # which is built in
     if name != given.name and name == BESIDE:
         print("data.yaml is of another program and stays as it is", file=sys.stderr)
     print(f"wrote {', '.join(map(str, files))}; look at the classes, then `setr doctor {data}`")
