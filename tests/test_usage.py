@@ -167,6 +167,19 @@ from setr.errors import USAGE, SetrError
             "train finetune --optim.momentum 0.8",
             "--optim.momentum 0.8: is for sgd and has no effect with --optim.name adamw",
         ),
+        # values of other toolkits
+        (
+            "export m --format tensorrt -o o.onnx",
+            "--format tensorrt: give one of onnx, openvino, torch; the nearest is onnx",
+        ),
+        (
+            "train demo --train.loss Dice_CE",
+            "--train.loss Dice_CE: give one of cross_entropy, ohem, focal, dice, lovasz; the nea",
+        ),
+        (
+            "compare a b",
+            "'compare' is not a command; did you mean 'eval MODEL DATA --compare OTHER'",
+        ),
         # values that do not go together
         ("train demo --train.batch_size 0", "--train.batch_size 0: give at least 1"),
         (

@@ -195,6 +195,24 @@ ADVICE = _by_name(ADVICE_HERE)
 COMMANDS_ELSEWHERE = _by_name(COMMANDS_HERE)
 """Command in another toolkit -> command here."""
 
+VALUES_HERE = {
+    "adamw": "adam adamw-torch",
+    "bf16": "bfloat16",
+    "cosine": "cos",
+    "cross_entropy": "bce ce crossentropy softmax",
+    "dice": "ce-dice dc-and-ce dice-ce dicece generalized-dice tversky",
+    "fp16": "float16 half",
+    "fp32": "float32",
+    "lovasz": "jaccard lovasz-softmax",
+    "onnx": "coreml engine tensorrt tflite trt",
+    "poly": "polynomial",
+    "torch": "exported-program pt2 torch-export torchscript",
+}
+"""Value of an option here -> the nearest ones in other toolkits; `dice` adds the cross-entropy."""
+
+VALUES_ELSEWHERE = _by_name(VALUES_HERE)
+"""Value in another toolkit -> value here."""
+
 NAMES_ELSEWHERE: dict[str, dict[str, str]] = {
     "setr": {
         "AutoModelForSemanticSegmentation": "setr.from_pretrained(SOURCE), or setr.load(SOURCE)",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from setr.arguments.elsewhere import ADVICE, ELSEWHERE
+from setr.arguments.elsewhere import ADVICE, ELSEWHERE, VALUES_ELSEWHERE
 from setr.arguments.options import Option, options_of
 from setr.arguments.typed import described, members
 
@@ -141,6 +141,9 @@ class _Checker:
         wrong = [v for v, k in zip(own, kinds * len(own), strict=False) if not _fits(v, k)]
         if wrong:
             alone = count == 1 and not attached
+            near = VALUES_ELSEWHERE.get(_hyphenated(wrong[0].lower()), "")
+            if any(near in map(str, get_args(kind)) for kind in kinds):
+                rule += f"; the nearest is {near}"
             return f"{flag} {_shown(wrong[0])}: {rule}" if alone else f"{shown}: {rule}"
         if many:
             self.positionals += [(value, "") for value in others]

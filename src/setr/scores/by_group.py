@@ -124,7 +124,7 @@ def paired_groups(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any
     def compared(values: list[tuple[float | None, float | None]]) -> dict[str, Any]:
         kept = [pair for pair in values if None not in pair]
         found = paired_difference(*np.array(kept, dtype=np.float64).reshape(-1, 2).T)
-        return {**found, "groups": found.pop("images")}
+        return {"groups": found.pop("images"), **found}
 
     by_dice = {name: [(a["dice"][name], b["dice"][name]) for a, b in both] for name in ours["dice"]}
     return compared([(a["miou"], b["miou"]) for a, b in both]) | {
