@@ -400,6 +400,8 @@ def test_a_model_with_another_threshold_has_the_figures_that_eval_shows(tmp_path
     said = capsys.readouterr().out
     assert "scratch" in said
     assert "precision" in said
+    card = json.loads((tmp_path / "out" / "config.json").read_text())["metrics"]
+    assert card["threshold of scratch"] == threshold
     after = evaluate(tmp_path / "out", parts, workers=0, precision="fp32")
     assert after["accuracy"]["scratch"] == pytest.approx(curve["recall"][place], abs=0.01)
     assert after["precision"]["scratch"] == pytest.approx(curve["precision"][place], abs=0.01)

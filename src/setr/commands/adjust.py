@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from setr.arguments.choices import Precision
 from setr.cli import parse, require_at_least, require_default, require_unused
@@ -90,7 +90,10 @@ def run(arguments: list[str]) -> int:
         model, info, dataset, precision=given.precision, detailed=False, workers=given.workers
     )
     score = round(figures["miou"] or 0.0, 4)
-    metrics = {f"{given.split} mIoU": score, ADJUSTED: given.split}
+    metrics: dict[str, Any] = {f"{given.split} mIoU": score, ADJUSTED: given.split}
+    if given.threshold is not None:
+        rare = info.labels.classes[int(searched.pixels[0] >= searched.pixels[1])]
+        metrics[f"threshold of {rare}"] = given.threshold
     save_pretrained(given.out, model, replace(info, metrics={**info.metrics, **metrics}))
     for name, value in zip(info.labels.classes, added, strict=True):
         print(f"{name:<24}{value:+.2f}")
