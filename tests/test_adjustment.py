@@ -377,6 +377,8 @@ def two_classes(root):
     """A model of two classes and a data set for it, of which the second class is rare."""
     info = ModelInfo(labels=Labels(("good", "scratch")))
     save_pretrained(root / "model", tiny_model("naive", num_classes=2), info)
+    for folder in ("images", "labels"):
+        (root / "parts" / folder).mkdir(parents=True)
     rng = np.random.default_rng(0)
     for number in range(3):
         mask = np.zeros((48, 48), np.uint8)

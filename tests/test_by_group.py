@@ -46,6 +46,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
             image = rng.integers(0, 200, (40, 40, 3), dtype=np.uint8) + 55 * mask[..., None]
             for folder, picture in (("images", image), ("labels", mask)):
                 file = root / "data" / folder / f"{patient}_{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(file, encode_png(picture))
     write_bytes(root / "data" / "data.yaml", b"val: images\nclasses: [healthy, lesion]\n")
     return root

@@ -466,6 +466,7 @@ def test_any_order_and_split_gives_the_same_bits(seeds: list[int], cut: int) -> 
     first.totals += second.totals
     first.boundary.counts += second.boundary.counts
     first.regions.counts += second.regions.counts
+    first.regions.matches += second.regions.matches
     first.bootstrap.counts += second.bootstrap.counts
     first.bootstrap.images += second.bootstrap.images
     assert first.summary() == whole.summary()

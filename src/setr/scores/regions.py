@@ -43,7 +43,7 @@ class RegionCounts:
             found = 2 * hits >= areas
             for column, values in enumerate((np.ones_like(areas), found, areas, hits)):
                 np.add.at(self.counts[:, column], bucket, values)
-            self.matches[c, :3] += len(areas), found.sum(), np.count_nonzero(hits)
+            self.matches[c, :3] += np.array([len(areas), found.sum(), np.count_nonzero(hits)])
         counted = truth < self.num_classes
         for c in self._classes(prediction):
             box, numbers = _regions(prediction == c)
@@ -51,7 +51,7 @@ class RegionCounts:
             hits = np.bincount(numbers[truth[box] == c], minlength=len(labelled) + 1)[1:]
             labelled, hits = labelled[labelled > 0], hits[labelled > 0]
             right = 2 * hits >= labelled
-            self.matches[c, 3:] += len(labelled), right.sum(), np.count_nonzero(hits)
+            self.matches[c, 3:] += np.array([len(labelled), right.sum(), np.count_nonzero(hits)])
 
     def _classes(self, ids: np.ndarray) -> list[int]:
         return [int(c) for c in np.unique(ids) if c < self.num_classes]
