@@ -499,13 +499,13 @@ def test_file_names_that_are_no_text(folder_data):
 
 
 def test_a_file_that_is_named_twice_is_no_copy(folder_data):
-    lines = [f"images/train/scene_{i:03d}.png labels/train/scene_{i:03d}.png" for i in (0, 1, 1)]
-    (folder_data / "twice.txt").write_text("\n".join(lines))
+    lines = [f"images/train/scene_{i:03d}.png labels/train/scene_{i:03d}.png" for i in (0, 1)]
+    (folder_data / "some.txt").write_text("\n".join(lines))
     about = folder_data / "data.yaml"
     kept = [line for line in about.read_text().splitlines() if not line.startswith("train:")]
-    about.write_text("\n".join([*kept, "train: twice.txt", ""]))
+    about.write_text("\n".join([*kept, "train: [some.txt, some.txt]", ""]))
     dataset = open_dataset(str(folder_data), "train")
-    assert len(dataset) == 3
+    assert len(dataset) == 4
     assert not [f for f in check(dataset, full=True).findings if "identical copies" in f.text]
     train = folder_data / "images" / "train"
     shutil.copy(train / "scene_000.png", train / "scene_001.png")
