@@ -28,6 +28,7 @@ ORDER = (
     # files and samples
     *(
         "reading.heif",
+        "reading.made_folders",
         "reading.files",
         "reading.parsed",
         "processes.lock",

@@ -13,9 +13,9 @@ import tyro
 
 from setr.cli import parse, require_within
 from setr.data.layouts import is_drafted
-from setr.data.tile_folder import TILES
 from setr.errors import OK, UsageError
 from setr.init_data import REST, VAL_SHARE, draft, list_names, write
+from setr.reading.made_folders import TILES
 
 _OPTIONS = ("images", "masks", "val_share", "group_by", "folds", "rest", "order",
             "class_key", "threshold", "tile")  # fmt: skip
