@@ -238,8 +238,8 @@ def expanded(source: str, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[tup
     """
     if os.path.isdir(source):
         made = tuple(f"{name}/" for name in made_folders(Path(source)))
-        names = walk_images(Path(source), suffixes)
-        return [(os.path.join(source, n), n) for n in names if not n.startswith(made)]
+        found = walk_images(Path(source), suffixes)
+        return [(os.path.join(source, n), n) for n in found if not n.startswith(made)]
     if os.path.lexists(source) or not glob.has_magic(source):
         return [(source, os.path.basename(source))]
     base = os.path.dirname(re.split(r"[*?[]", source)[0])
