@@ -16,7 +16,8 @@ from setr.cli import main
 from setr.data import scenes
 from setr.datasets import open_dataset
 from setr.engine import train
-from setr.errors import DATA_CHECK_FAILED, FAILED, USAGE, SetrError
+from setr.errors import DATA_CHECK_FAILED, FAILED, OK, USAGE, SetrError
+from setr.evaluation import evaluate
 from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.inference import normalize, score_blocks
@@ -26,7 +27,14 @@ from setr.model_info import ModelInfo
 from setr.protocols import Protocol
 from setr.reading.files import write_bytes
 from setr.scores import adjustment
-from setr.scores.adjustment import GRID, best_by_iou, best_offsets, find_offsets, shift_logits
+from setr.scores.adjustment import (
+    GRID,
+    best_by_iou,
+    best_offsets,
+    find_offsets,
+    shift_logits,
+    threshold_offsets,
+)
 from setr.training import best
 from tests.conftest import tiny_config, tiny_model
 
@@ -352,3 +360,69 @@ def test_pixels_are_sampled_block_by_block(monkeypatch):
         at = np.abs(scores - found).max(axis=1).argmin()
         assert np.abs(scores[at] - found).max() < 1e-4
         assert mask.flat[at] == number
+
+
+@pytest.mark.parametrize("rare", [0, 1])
+@pytest.mark.parametrize("threshold", [0.2, 0.5, 0.85])
+def test_the_rarer_of_two_classes_wins_from_its_threshold_on(rare, threshold):
+    logits = np.random.default_rng(0).normal(0, 2, (2000, 2)).astype(np.float32)
+    probability = 1 / (1 + np.exp(logits[:, 1 - rare] - logits[:, rare]))
+    pixels = np.array([10, 90] if rare == 0 else [90, 10])
+    chosen = (logits + threshold_offsets(threshold, pixels)).argmax(1) == rare
+    near = np.abs(probability - threshold) < 1e-5
+    np.testing.assert_array_equal(chosen[~near], (probability >= threshold)[~near])
+
+
+def two_classes(root):
+    """A model of two classes and a data set for it, of which the second class is rare."""
+    info = ModelInfo(labels=Labels(("good", "scratch")))
+    save_pretrained(root / "model", tiny_model("naive", num_classes=2), info)
+    for folder in ("images", "labels"):
+        (root / "parts" / folder).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        mask = np.zeros((48, 48), np.uint8)
+        mask[10:14, 5:40] = 1
+        picture = rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)
+        for folder, pixels in (("images", picture), ("labels", mask)):
+            write_bytes(root / "parts" / folder / f"{number}.png", encode_png(pixels))
+    write_bytes(root / "parts" / "data.yaml", b"val: images\nclasses: [good, scratch]\n")
+    return root / "model", root / "parts"
+
+
+def test_a_model_with_another_threshold_has_the_figures_that_eval_shows(tmp_path, capsys):
+    torch.manual_seed(0)
+    model, parts = two_classes(tmp_path)
+    before = evaluate(model, parts, workers=0, precision="fp32")
+    curve = before["thresholds"]
+    place = int(np.argmin(np.abs(np.array(curve["recall"]) - 0.6)))  # not all, not none
+    threshold = curve["threshold"][place]
+    words = ["adjust", str(model), str(parts), "-o", str(tmp_path / "out"), "--workers", "0"]
+    assert main([*words, "--threshold", str(threshold), "--precision", "fp32"]) == OK
+    said = capsys.readouterr().out
+    assert "scratch" in said
+    assert "precision" in said
+    card = json.loads((tmp_path / "out" / "config.json").read_text())["metrics"]
+    assert card["threshold of scratch"] == threshold
+    after = evaluate(tmp_path / "out", parts, workers=0, precision="fp32")
+    assert after["accuracy"]["scratch"] == pytest.approx(curve["recall"][place], abs=0.01)
+    assert after["precision"]["scratch"] == pytest.approx(curve["precision"][place], abs=0.01)
+    assert after["accuracy"]["scratch"] != before["accuracy"]["scratch"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--threshold", "0"], "--threshold 0: give more than 0 and less than 1"),
+        (["--threshold", "nan"], "--threshold nan: give more than 0 and less than 1"),
+        (["--threshold", "0.3", "--by", "class"], "--by class: does nothing with --threshold"),
+        (["--threshold", "0.3"], "threshold 0.3: is for models of two classes, and this one has 9"),
+    ],
+)
+def test_a_threshold_that_cannot_be_is_refused(folder_data, tmp_path, capsys, words, message):
+    model = tmp_path / "model"
+    save_pretrained(model, tiny_model("naive", num_classes=9), ModelInfo(labels=scenes.LABELS))
+    out = tmp_path / "out"
+    assert main(["adjust", str(model), str(folder_data), "-o", str(out), *words]) == USAGE
+    assert message in capsys.readouterr().err
+    assert not out.exists()

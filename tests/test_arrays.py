@@ -30,7 +30,7 @@ from setr.prediction.streams import split_sources
 from setr.predictor import Predictor
 from setr.protocols import Protocol
 from setr.reading.arrays import as_image
-from setr.reading.files import write_bytes
+from setr.reading.files import expanded, write_bytes
 from setr.reading.masks import read_mask
 from setr.reading.urls import download, download_file
 from tests.conftest import tiny_model
@@ -389,3 +389,15 @@ def test_addresses_name_files_without_folders():
     for path, name in (("a/b.png", "b.png"), ("..%5C..%5Cb.png", "b.png"), ("a%5C..", "x.org")):
         ((stream,), _) = split_sources([f"http://x.org/{path}"])
         assert str(stream.below) == name
+
+
+def test_a_folder_is_searched_without_the_masks_and_tiles_made_in_it(tmp_path, photo):
+    names = ("a.png", "tiles/b.png", "masks_drawn/a.png", "deep/masks_drawn/c.png")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(tmp_path / name, encode_png(photo))
+    below = [name for _, name in expanded(str(tmp_path))]
+    assert below == ["a.png", "deep/masks_drawn/c.png", "tiles/b.png"]  # tiles of the user's own
+    (tmp_path / "tiles" / "tiles.csv").write_text("")
+    assert [name for _, name in expanded(str(tmp_path))] == ["a.png", "deep/masks_drawn/c.png"]
+    assert [name for _, name in expanded(str(tmp_path / "masks_drawn"))] == ["a.png"]

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+import setr
 from setr.commands.auto_settings import chosen_settings, has_length
 from setr.config import Config
 from setr.protocols import Protocol
 from setr.training import build, timing
-from setr.training.plan import Extent, seconds_per_test
+from setr.training.plan import Extent, seconds_per_test, shrinking
 from setr.training.timing import Timing
 
 SCENES = "scenes:40"
@@ -172,3 +173,13 @@ def test_the_time_of_a_test_follows_from_its_pixels():
     assert seconds_per_test(half, crop, Extent(16, 384, 576), 0.5) == pytest.approx(12.0)
     limited = Protocol(short_side=192, long_side=192)
     assert seconds_per_test(limited, crop, Extent(16, 384, 576), 0.5) == pytest.approx(16 / 3)
+
+
+def test_images_that_are_scaled_to_half_or_less_are_told():
+    config = setr.recipe("finetune").replace({"data.short_side": 448, "data.crop_size": (364, 364)})
+    said = shrinking(config, Extent(300, 1536, 2048), 14)
+    assert "a patch of the encoder then covers 48 of their pixels a side" in said
+    assert "thinner than about 4 may vanish" in said
+    assert "--data.short-side 1536 --eval.window 364 364" in said
+    assert shrinking(config, Extent(300, 895, 1200), 14) == ""
+    assert shrinking(setr.recipe("finetune"), Extent(300, 1536, 2048), 14) == ""

@@ -35,6 +35,7 @@ from setr.prediction.filming import predict_video
 from setr.prediction.rasters import Raster
 from setr.predictor import Predictor
 from setr.reading import gdal
+from setr.reading.arrays import as_image
 from setr.reading.gdal import GdalFile
 from setr.training.normalisation import measured, with_channels
 from setr.transforms import Augmentation, distort
@@ -249,6 +250,22 @@ def test_a_fourth_band_that_is_read_makes_nothing_transparent(tmp_path):
                 True,
                 False,
             ]
+
+
+def test_arrays_of_other_types_are_scaled_by_the_range_of_the_bands():
+    values = np.arange(16, dtype=np.uint16).reshape(4, 4) * 300
+    one = Bands((1,), ((300.0, 2850.0),))
+    expected = np.clip(np.rint((values.astype(np.float32) - 300) / 10), 0, 255).astype(np.uint8)
+    for array in (values, values.astype(np.float32), values[..., None]):
+        np.testing.assert_array_equal(as_image(array, bands=one)[..., 0], expected)
+    np.testing.assert_array_equal(as_image(expected, bands=one)[..., 0], expected)  # bytes are
+    two = Bands((4, 2), ((0.0, 2550.0), (0.0, 25_500.0)))
+    found = as_image(np.stack([values, values], axis=2), bands=two)
+    assert (found[0, 3].tolist(), found[0, 0].tolist()) == ([90, 9], [0, 0])
+    with pytest.raises(SetrError, match="array: has float32 values; give the range"):
+        as_image(values.astype(np.float32), bands=Bands((1,)))
+    with pytest.raises(SetrError, match=r"array \(4, 4, 3\) uint16: give uint8 RGB"):
+        as_image(values)
 
 
 def test_without_gdal_pillow_reads_what_it_does_not_change(tmp_path, monkeypatch):

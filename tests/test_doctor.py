@@ -496,3 +496,18 @@ def test_file_names_that_are_no_text(folder_data):
     assert done.returncode == DATA_CHECK_FAILED
     assert b"caf?.png" in done.stdout
     assert "caf" in page.read_text(encoding="utf-8")
+
+
+def test_a_file_that_is_named_twice_is_no_copy(folder_data):
+    lines = [f"images/train/scene_{i:03d}.png labels/train/scene_{i:03d}.png" for i in (0, 1)]
+    (folder_data / "some.txt").write_text("\n".join(lines))
+    about = folder_data / "data.yaml"
+    kept = [line for line in about.read_text().splitlines() if not line.startswith("train:")]
+    about.write_text("\n".join([*kept, "train: [some.txt, some.txt]", ""]))
+    dataset = open_dataset(str(folder_data), "train")
+    assert len(dataset) == 4
+    assert not [f for f in check(dataset, full=True).findings if "identical copies" in f.text]
+    train = folder_data / "images" / "train"
+    shutil.copy(train / "scene_000.png", train / "scene_001.png")
+    (finding,) = [f for f in check(dataset, full=True).findings if "identical copies" in f.text]
+    assert finding.text.startswith("2 images")

@@ -13,6 +13,7 @@ from setr.arguments.elsewhere import (
     COMMANDS_HERE,
     NAMES_ELSEWHERE,
     OPTIONS_HERE,
+    VALUES_HERE,
 )
 from setr.labels import Labels
 from setr.result import Result
@@ -37,7 +38,7 @@ def test_no_hint_is_at_a_name_that_exists(owner):
 
 
 def test_tables_are_in_order():
-    tables = (OPTIONS_HERE, ADVICE_HERE, COMMANDS_HERE)
+    tables = (OPTIONS_HERE, ADVICE_HERE, COMMANDS_HERE, VALUES_HERE)
     for table in (*tables, *NAMES_ELSEWHERE.values()):
         assert list(table) == sorted(table)
     for table in tables:
@@ -45,7 +46,7 @@ def test_tables_are_in_order():
 
 
 def test_a_name_elsewhere_has_one_meaning():
-    for tables in ((OPTIONS_HERE, ADVICE_HERE), (COMMANDS_HERE,)):
+    for tables in ((OPTIONS_HERE, ADVICE_HERE), (COMMANDS_HERE,), (VALUES_HERE,)):
         names = [name for table in tables for line in table.values() for name in line.split()]
         assert len(names) == len(set(names))
 

@@ -29,6 +29,7 @@ ORDER = (
     # files and samples
     *(
         "reading.heif",
+        "reading.made_folders",
         "reading.files",
         "reading.parsed",
         "processes.lock",
@@ -73,6 +74,8 @@ ORDER = (
         "data.sampling",
         "data.workers",
         "data.loader",
+        "data.name_patterns",
+        "data.name_groups",
     ),
     # figures
     *(
@@ -80,7 +83,9 @@ ORDER = (
         "scores.boundary",
         "scores.calibration",
         "scores.intervals",
+        "scores.by_group",
         "scores.regions",
+        "scores.thresholds",
         "scores.label_quality",
         "scores.misplaced",
         "scores.suspects",
@@ -102,7 +107,6 @@ ORDER = (
         "data.tile_draft",
         "data.tile_files",
         "data.tile_folder",
-        "data.name_patterns",
         "data.fold_draft",
         "data.flat_pairs",
         "data.found_pairs",
@@ -309,6 +313,7 @@ ORDER = (
         "prediction.live",
         "prediction.several",
         "prediction.polygons",
+        "prediction.ground",
         "prediction.annotations",
         "prediction.rasters",
         "prediction.model_bands",
@@ -354,7 +359,9 @@ ORDER = (
     # pages and tables
     *(
         "pages.tables",
+        "pages.group_tables",
         "pages.page",
+        "pages.evaluation_tables",
         "pages.charts",
         "pages.loss_curves",
         "pages.sweep_page",

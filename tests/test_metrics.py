@@ -22,8 +22,9 @@ from setr.scores import scorecard
 from setr.scores.boundary import BoundaryCounts, band, contour, fill_ignored
 from setr.scores.calibration import Calibration
 from setr.scores.intervals import Bootstrap, image_miou, paired_difference
-from setr.scores.regions import RegionRecall
+from setr.scores.regions import RegionCounts
 from setr.scores.scorecard import Scorecard
+from setr.scores.thresholds import Thresholds
 
 NAMES = ("a", "b", "c", "d", "e")
 
@@ -274,12 +275,83 @@ def test_recall_by_size_by_hand() -> None:
     prediction = np.zeros_like(truth)
     prediction[10:20, 10:20] = 1
     prediction[100:150, 100:130] = 1
-    recall = RegionRecall(2)
+    recall = RegionCounts(2)
     recall.update(prediction, truth)
     figures = recall.summary()
     assert figures["small"] == {"regions": 2, "found": 0.5, "recall": 0.5}
     assert figures["medium"] == {"regions": 1, "found": 1.0, "recall": 0.6}
     assert figures["large"]["regions"] == 1  # the background
+
+
+def test_regions_of_truth_and_prediction_by_hand() -> None:
+    truth = np.zeros((60, 60), np.uint8)
+    truth[5:10, 5:15] = 1  # found
+    truth[20:25, 5:15] = 1  # touched, not found
+    truth[40:45, 5:15] = 1  # missed
+    truth[50:60, 30:60] = IGNORE
+    prediction = np.zeros_like(truth)
+    prediction[5:10, 5:12] = 1  # right
+    prediction[20:22, 5:40] = 1  # touching, not right
+    prediction[30:32, 30:32] = 1  # a false alarm
+    prediction[55:57, 40:42] = 1  # where nothing is labelled
+    prediction[49:55, 50:52] = 1  # mostly ignored: judged by its two labelled pixels
+    counts = RegionCounts(2)
+    counts.update(prediction, truth)
+    assert counts.by_class(("ok", "scratch"))["scratch"] == {
+        "regions": 3,
+        "found": 1 / 3,
+        "touched": 2 / 3,
+        "predicted": 4,
+        "right": 1 / 4,
+        "touching": 2 / 4,
+    }
+    empty = RegionCounts(2)
+    empty.update(np.zeros((4, 4), np.uint8), np.full((4, 4), IGNORE, np.uint8))
+    assert empty.by_class(("ok", "scratch"))["ok"]["predicted"] == 0
+
+
+@pytest.mark.parametrize("rare", [0, 1])
+def test_thresholds_are_those_of_a_search_by_hand(rare: int) -> None:
+    rng = np.random.default_rng(rare)
+    truth = np.where(rng.random(4000) < 0.1, rare, 1 - rare)
+    own = np.clip(np.where(truth == rare, 0.55, 0.2) + rng.normal(0, 0.2, 4000), 0.001, 0.999)
+    own = (np.floor(own * 500) + 0.5) / 500  # away from the thresholds
+    second = own if rare == 1 else 1 - own
+    prediction = (second > 0.5).astype(np.int64)
+    sure = np.maximum(second, 1 - second).astype(np.float32)
+    counts = Thresholds()
+    for part in np.array_split(np.arange(4000), 3):
+        counts.update(*(torch.from_numpy(a[part]) for a in (prediction, truth, sure)))
+    found = counts.summary(("a", "b"))
+    assert found
+    assert found["class"] == "ab"[rare]
+    dice = []
+    for i, threshold in enumerate(found["threshold"]):
+        taken, real = own >= threshold, truth == rare
+        hits = (taken & real).sum()
+        assert found["recall"][i] == pytest.approx(hits / real.sum())
+        if taken.any():
+            assert found["precision"][i] == pytest.approx(hits / taken.sum())
+        dice.append(2 * hits / (taken.sum() + real.sum()))
+    assert found["dice"] == pytest.approx(dice)
+    assert found["best"]["dice"] == pytest.approx(max(dice))
+    order = np.sort(np.unique(own))[::-1]
+    precision = [(truth[own >= t] == rare).mean() for t in order]
+    recall = [(truth[own >= t] == rare).sum() / (truth == rare).sum() for t in order]
+    exact = np.sum(np.diff([0, *recall]) * precision)
+    assert found["average_precision"] == pytest.approx(exact, abs=0.01)
+    assert Thresholds().summary(("a", "b")) is None
+
+
+def test_kappa_is_agreement_beyond_chance() -> None:
+    truth = torch.tensor([0] * 20 + [0] * 5 + [1] * 10 + [1] * 15)
+    prediction = torch.tensor([0] * 20 + [1] * 5 + [0] * 10 + [1] * 15)
+    counts = ConfusionMatrix(2)
+    counts.update(prediction, truth)
+    assert counts.summary(("a", "b"))["kappa"] == pytest.approx(0.4)  # Cohen's own way, by hand
+    alone = ConfusionMatrix(2)
+    alone.update(torch.zeros(5, dtype=torch.int64), torch.zeros(5, dtype=torch.int64))
+    assert alone.summary(("a", "b"))["kappa"] is None
 
 
 def test_bootstrap_is_streaming_resampling() -> None:
@@ -329,7 +401,7 @@ def test_image_miou_counts_the_classes_of_the_image() -> None:
 def test_threads_count_what_one_after_the_other_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many images wait, and in other threads than the model's."""
     pairs = [random_pair(seed) for seed in range(12)]
-    boundary, regions = BoundaryCounts(5), RegionRecall(5)
+    boundary, regions = BoundaryCounts(5), RegionCounts(5)
     for prediction, truth in pairs:
         boundary.update(prediction, truth)
         regions.update(prediction, truth)
@@ -394,6 +466,7 @@ def test_any_order_and_split_gives_the_same_bits(seeds: list[int], cut: int) -> 
     first.totals += second.totals
     first.boundary.counts += second.boundary.counts
     first.regions.counts += second.regions.counts
+    first.regions.matches += second.regions.matches
     first.bootstrap.counts += second.bootstrap.counts
     first.bootstrap.images += second.bootstrap.images
     assert first.summary() == whole.summary()
@@ -446,7 +519,7 @@ def test_edges_of_regions_sizes_and_what_is_found() -> None:
     truth[50, 50] = truth[51, 51] = 2  # joined by a corner: one region
     prediction = np.zeros_like(truth)
     prediction[:16, :32] = 1  # exactly half of it
-    recall = RegionRecall(3)
+    recall = RegionCounts(3)
     recall.update(prediction, truth)
     figures = recall.summary()
     assert figures["small"] == {"regions": 1, "found": 0.0, "recall": 0.0}

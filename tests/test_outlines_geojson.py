@@ -13,7 +13,8 @@ from setr.cli import main
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE
 from setr.init_data import draft, write
-from setr.prediction.annotations import Georeference, to_geojson
+from setr.prediction.annotations import to_geojson
+from setr.prediction.ground import Georeference
 from setr.prediction.polygons import mask_polygons
 from setr.reading.masks import read_mask
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import shutil
 import zlib
 from pathlib import Path
@@ -749,3 +750,17 @@ def test_the_check_misses_a_split_that_training_wants(tmp_path, capsys):
     assert f"next: setr auto {tmp_path}, or setr train" in capsys.readouterr().err
     assert main(["doctor", str(tmp_path), "--quick"]) == OK
     assert "next:" not in capsys.readouterr().err
+
+
+def test_the_next_command_can_be_pasted_whatever_the_name_of_the_folder(tmp_path, capsys):
+    folder = tmp_path / "Prüf Stand's Bilder"
+    rng = np.random.default_rng(0)
+    for name in ("a ä.png", "b ä.png", "c ä.png"):
+        put(folder / "images" / name, rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+        put(folder / "masks" / name, np.eye(16, dtype=np.uint8) * 255)
+    assert main(["init-data", str(folder)]) == OK
+    said = capsys.readouterr().out
+    command = said[said.index("`setr doctor ") + 1 : said.rindex("`")]
+    assert shlex.split(command) == ["setr", "doctor", str(folder)]
+    assert main(shlex.split(command)[1:]) == OK
+    assert f"next: setr auto {shlex.quote(str(folder))}, or " in capsys.readouterr().err

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from setr.data import scenes
 from setr.errors import SetrError
 from setr.labels import Labels
-from setr.prediction.annotations import Georeference, merge_coco, to_coco, to_geojson, to_labelme
+from setr.prediction.annotations import merge_coco, to_coco, to_geojson, to_labelme
+from setr.prediction.ground import Georeference
 from setr.prediction.polygons import Polygon, mask_polygons, run_lengths, signed_area, simplified
 
 LABELS = Labels(("a", "b", "c"))

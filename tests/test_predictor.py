@@ -511,6 +511,25 @@ def test_scales_and_flip_replace_those_of_the_protocol(model_dir, photo, tmp_pat
     assert not setr.load(model_dir, protocol="mmseg-ms", flip=False).info.protocol.flip
 
 
+def test_a_short_side_replaces_that_of_the_protocol(model_dir, photo, tmp_path, capsys):
+    own = setr.load(model_dir).info.protocol
+    predictor = setr.load(model_dir, precision="fp32", short_side=24)
+    assert predictor.info.protocol == dataclasses.replace(own, short_side=24)
+    result = predictor.predict(photo)
+    assert result.mask.shape == photo.shape[:2]
+    write_bytes(tmp_path / "photo.png", encode_png(photo))
+    command = ["predict", str(model_dir), str(tmp_path / "photo.png"), "-o", str(tmp_path / "out")]
+    command += ["--precision", "fp32", "--save", "scores"]
+    found = []
+    for chosen in (["--short-side", "24"], []):  # another size: the image is done again
+        assert main([*command, *chosen]) == OK
+        found.append(np.load(tmp_path / "out" / "photo_scores.npz")["scores"])
+    np.testing.assert_array_equal(found[0], result.scores.astype(np.float16))
+    assert (found[0] != found[1]).mean() > 0.1
+    assert main([*command, "--short-side", "0"]) == USAGE
+    assert "--short-side 0" in capsys.readouterr().err
+
+
 def test_submission_for_a_test_server(photo, tmp_path, monkeypatch, capsys):
     model_dir, images, out = tmp_path / "model", tmp_path / "in", tmp_path / "out"
     info = ModelInfo(labels=known_labels("ade20k"))

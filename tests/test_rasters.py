@@ -27,6 +27,7 @@ from setr.prediction.mapping import predict_raster
 from setr.prediction.outputs import write
 from setr.prediction.polygons import signed_area
 from setr.prediction.rasters import Raster
+from setr.prediction.shares import area_text
 from setr.predictor import Predictor
 from setr.reading.gdal import is_georeferenced
 from tests.conftest import tiny_model
@@ -62,7 +63,7 @@ def write_tiff(path: Path, bands: np.ndarray, **profile: object) -> Path:
 def test_labels_keep_the_georeference(predictor, pixels, tmp_path):
     path = write_tiff(tmp_path / "map.tif", pixels.transpose(2, 0, 1))
     out = {"mask": tmp_path / "o" / "l.tif", "confidence": tmp_path / "o" / "c.tif"}
-    shares = predict_raster(predictor, path, out)
+    shares = predict_raster(predictor, path, out)["shares"]
     expected = predictor.predict(path)
     with rasterio.open(out["mask"]) as file:
         assert (file.crs, file.transform) == (rasterio.CRS.from_epsg(32633), TRANSFORM)
@@ -142,7 +143,8 @@ def test_unsure_pixels_of_a_map_are_unlabelled(predictor, pixels, tmp_path):
     assert result.unsure == (unsure & (plain.mask != IGNORE)).sum()
     assert sum(result.shares.values()) == pytest.approx((expected != IGNORE).sum() / with_data)
     for kinds in (("mask",), ("mask", "confidence")):
-        shares = predict_raster(strict, path, {k: tmp_path / f"{k}.tif" for k in kinds}, strip=40)
+        out = {k: tmp_path / f"{k}.tif" for k in kinds}
+        shares = predict_raster(strict, path, out, strip=40)["shares"]
         assert shares == pytest.approx(result.shares)
         with rasterio.open(tmp_path / "mask.tif") as file:
             np.testing.assert_array_equal(file.read(1), expected)
@@ -275,12 +277,16 @@ def test_a_raster_is_never_overwritten(predictor, pixels, tmp_path, monkeypatch,
         assert main(["predict", "model", source, "-o", "."]) == USAGE
         assert "map.tif: is an input" in capsys.readouterr().err
     assert (tmp_path / "map.tif").read_bytes() == before
-    for views in (("--protocol", "whole"), ("--scales", "0.5", "1.0"), ("--flip",)):
+    views_of_images = (
+        *(("--protocol", "whole"), ("--scales", "0.5", "1.0")),
+        *(("--flip",), ("--short-side", "50")),
+    )
+    for views in views_of_images:
         assert main(["predict", "model", "map.tif", "-o", "out", *views]) == USAGE
         err = capsys.readouterr().err
         assert err.startswith(f"setr: {' '.join(views)}: resizes or mirrors images, and map.tif is")
-    for averaged in ({"scales": (0.5, 1.0)}, {"flip": True}):
-        with pytest.raises(SetrError, match=r"map\.tif: .* without scales and flip"):
+    for averaged in ({"scales": (0.5, 1.0)}, {"flip": True}, {"short_side": 50}):
+        with pytest.raises(SetrError, match=r"map\.tif: .* without scales, flip and short_side"):
             setr.load("model", **averaged).predict("map.tif")
     foreign = tmp_path / "out" / "map.tif"
     assert main(["predict", "model", ".", "-o", "out"]) == USAGE
@@ -346,3 +352,91 @@ def test_a_signal_ends_the_raster_at_hand(predictor, pixels, tmp_path, monkeypat
     assert os.listdir(out) == ["manifest.jsonl"]
     assert main(command) == OK
     assert len(os.listdir(out)) == 2
+
+
+def test_areas_are_those_on_the_ground_whatever_the_reference_system(predictor, pixels, tmp_path):
+    """Compared with the ellipsoid's own formulas: UTM's scale, and the length of degrees."""
+    bands, places = pixels.transpose(2, 0, 1), {}
+    step = 1e-5
+    places["EPSG:32633"] = TRANSFORM, (0.5 / 0.9996) ** 2  # at the central meridian
+    places["EPSG:4326"] = rasterio.Affine(step, 0, 15, 0, -step, 50), _degree(50) * step**2
+    mercator = np.log(np.tan(np.pi / 4 + np.radians(60) / 2)) * 6378137
+    places["EPSG:3857"] = rasterio.Affine(2, 0, 0, 0, -2, mercator), 4 * _mercator(60)
+    for crs, (transform, square) in places.items():
+        path = write_tiff(tmp_path / "map.tif", bands, crs=crs, transform=transform)
+        result = predictor.predict(path)
+        expected = {name: n * square for name, n in result.share()["pixels"].items()}
+        assert result.areas == pytest.approx(expected, rel=2e-3), crs
+        assert result.share()["area_m2"] == result.areas
+    local = 'LOCAL_CS["site",UNIT["metre",1]]'
+    path = write_tiff(tmp_path / "local.tif", bands, crs=local)
+    result = predictor.predict(path)
+    assert result.geo
+    assert result.areas == {}
+    assert "area_m2" not in result.share()
+    assert predictor.predict(pixels).areas == {}
+
+
+def _degree(latitude: float) -> float:
+    """Square metres of a square degree on the ellipsoid of WGS 84."""
+    a, e2 = 6378137.0, 0.00669437999014
+    sine = np.sin(np.radians(latitude))
+    along = a * np.cos(np.radians(latitude)) / np.sqrt(1 - e2 * sine**2)
+    up = a * (1 - e2) / (1 - e2 * sine**2) ** 1.5
+    return along * up * np.radians(1) ** 2
+
+
+def _mercator(latitude: float) -> float:
+    """Square metres on the ground of a square metre in Web Mercator."""
+    per_degree = 6378137 * np.radians(1)
+    return _degree(latitude) / (per_degree**2 / np.cos(np.radians(latitude)))
+
+
+@pytest.mark.parametrize("unsure", [False, True])
+def test_a_share_file_needs_no_raster_in_memory(
+    predictor, pixels, tmp_path, monkeypatch, capsys, unsure
+):
+    path = write_tiff(tmp_path / "map.tif", pixels.transpose(2, 0, 1))
+    save_pretrained(tmp_path / "model", predictor.model, predictor.info)
+    least = float(np.median(predictor.predict(path).confidence)) if unsure else 0.0
+    options = {"precision": "fp32", "min_confidence": least}
+    expected = setr.load(tmp_path / "model", **options).predict(path)
+    monkeypatch.setattr(Predictor, "predict", None)
+    words = ["predict", str(tmp_path / "model"), str(path), "-o", str(tmp_path / "out")]
+    words += ["--min-confidence", str(least), "--precision", "fp32"]
+    assert main([*words, "--save", "mask,share"]) == OK
+    found = json.loads((tmp_path / "out" / "map_share.json").read_text())
+    plain = expected.share()
+    for key in ("area_m2", "shares", "mean_confidence"):
+        assert found.pop(key) == pytest.approx(plain.pop(key), rel=1e-6)
+    assert found == plain
+    row = json.loads((tmp_path / "out" / "manifest.jsonl").read_text())
+    assert (row["width"], row["height"]) == (pixels.shape[1], pixels.shape[0])
+    assert row["classes"] == pytest.approx(expected.shares, abs=1e-6)
+    assert row["area_m2"] == pytest.approx(expected.areas, abs=1e-3)
+    name, area = next(iter(expected.areas.items()))
+    assert f"{name} {expected.shares[name]:.0%} ({area_text(area)})" in capsys.readouterr().out
+
+
+def test_polygons_of_a_map_have_their_area(predictor, pixels, tmp_path):
+    path = write_tiff(tmp_path / "map.tif", pixels.transpose(2, 0, 1))
+    result = predictor.predict(path)
+    sums = dict.fromkeys(result.areas, 0.0)
+    for feature in result.geojson()["features"]:
+        sums[feature["properties"]["class"]] += feature["properties"]["area_m2"]
+    assert sums == pytest.approx(result.areas, rel=1e-4)
+    raw = pytest.importorskip("pyogrio.raw")
+    file = tmp_path / "map.gpkg"
+    result.save(file, "gpkg")
+    meta, _, _, columns = raw.read(file)
+    assert dict(zip(meta["fields"], columns, strict=True))["area_m2"].sum() == pytest.approx(
+        sum(result.areas.values()), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("square_metres", "text"),
+    [(850.0, "850 m²"), (1000.0, "0.1 ha"), (123_456.0, "12.35 ha"), (2.5e8, "25,000 ha")],
+)
+def test_areas_are_shown_in_hectares(square_metres, text):
+    assert area_text(square_metres) == text

@@ -24,6 +24,7 @@ from setr.pages.page import bar, error_map, figure, heat, write_page
 from setr.pages.tables import figures_table
 from setr.report import write_evaluation
 from setr.scores.groups import ScoredImage
+from setr.scores.regions import RegionCounts
 from setr.scores.scorecard import Scorecard
 
 NAMES = ("road", "side<walk>", 'a "quoted" & long name', "never")
@@ -106,6 +107,7 @@ def test_many_classes_of_which_few_occur_have_a_chart_with_names(tmp_path: Path)
     figures = {**figures, **summarize(matrix, names), "confusion": matrix.tolist()}
     by_class = dict.fromkeys(names)
     figures["boundary"] = {**figures["boundary"], "iou_by_class": by_class, "f_by_class": by_class}
+    figures["regions"] = RegionCounts(150).by_class(names)
     write_evaluation(tmp_path / "x.html", "x", {"single_scale": figures}, Labels(names), gallery)
     page = (tmp_path / "x.html").read_text()
     assert "class 7 predicted as class 140: 10.0 %" in page
@@ -236,3 +238,24 @@ def test_both_losses_of_a_run_are_in_one_chart(tmp_path: Path) -> None:
     assert 'text-anchor="end">4.0</text>' in chart
     log.write_text(json.dumps(lines[0]))
     assert loss_curves(log) == "<p>Too few steps for a curve.</p>"
+
+
+def test_regions_and_thresholds_have_tables(tmp_path: Path) -> None:
+    figures, gallery = simulated()
+    name = next(iter(figures["iou"]))
+    figures["regions"][name] = {
+        **{"regions": 7, "found": 0.5, "touched": 0.75},
+        **{"predicted": 9, "right": 0.25, "touching": None},
+    }
+    curve = {"threshold": [0.1, 0.37, 0.5], "precision": [0.2, 0.4, None]}
+    curve |= {"recall": [0.9, 0.8, 0.7], "dice": [0.3, 0.55, 0.5]}
+    best = {"threshold": 0.37, "precision": 0.4, "recall": 0.8, "dice": 0.55}
+    figures["thresholds"] = {"class": name, "average_precision": 0.61, "best": best, **curve}
+    labels = Labels(tuple(figures["iou"]))
+    write_evaluation(tmp_path / "x.html", "x", {"single_scale": figures}, labels, gallery)
+    text = re.sub("<[^>]*>", "|", (tmp_path / "x.html").read_text())
+    assert re.search(r"\|7\|+50\.0\|+75\.0\|+9\|+25\.0\|+n/a\|", text)
+    assert re.search(r"0\.37, best Dice\|+40\.0\|+80\.0\|+55\.0\|", text)
+    assert re.search(r"\|0\.50\|+n/a\|+70\.0\|+50\.0\|", text)
+    assert "Average precision 61.0 %" in text
+    assert "Dice per group" not in text

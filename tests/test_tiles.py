@@ -96,7 +96,7 @@ def test_tiles_keep_bands_values_and_place(tmp_path):
 
 def test_outlines_are_cut_as_they_are_drawn(tmp_path, monkeypatch):
     """Tiles of drawn masks are parts of the whole mask, also where that is too large to draw."""
-    from setr.prediction.annotations import Georeference
+    from setr.prediction.ground import Georeference
 
     shapes = [("house", 10, 10, 90), ("pond", 50, 40, 30), ("house", 190, 100, 66)]
     for folder in ("whole", "cut", "large"):
@@ -506,7 +506,7 @@ def test_nothing_is_cut_where_a_list_would_be_replaced(tmp_path, capsys):
 
 def test_images_in_a_folder_called_tiles(tmp_path):
     """They are images unless init-data cut them."""
-    from setr.prediction.annotations import Georeference
+    from setr.prediction.ground import Georeference
 
     scene(tmp_path / "tiles" / "a.tif")
     geo = Georeference("EPSG:32633", (METRES, 0, LEFT, 0, -METRES, TOP))

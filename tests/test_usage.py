@@ -167,6 +167,19 @@ from setr.errors import USAGE, SetrError
             "train finetune --optim.momentum 0.8",
             "--optim.momentum 0.8: is for sgd and has no effect with --optim.name adamw",
         ),
+        # values of other toolkits
+        (
+            "export m --format tensorrt -o o.onnx",
+            "--format tensorrt: give one of onnx, openvino, torch; the nearest is onnx",
+        ),
+        (
+            "train demo --train.loss Dice_CE",
+            "--train.loss Dice_CE: give one of cross_entropy, ohem, focal, dice, lovasz; the nea",
+        ),
+        (
+            "compare a b",
+            "'compare' is not a command; did you mean 'eval MODEL DATA --compare OTHER'",
+        ),
         # values that do not go together
         ("train demo --train.batch_size 0", "--train.batch_size 0: give at least 1"),
         (
@@ -227,8 +240,16 @@ def test_messages(line, message, capsys):
         ("eval --model m --data d", "MODEL is written without one: setr eval MODEL DATA"),
         ("eval m --data d", "DATA is written without one: setr eval MODEL DATA"),
         ("predict --weights m a -o out", "MODEL is written without one: setr predict MODEL"),
+        ("predict m i -o out --imgsz 640", "did you mean --short-side?"),
+        ("predict m i -o out --tile-size 640", "did you mean --window?"),
+        ("predict m i -o out --min-area 9", "did you mean --min-pixels?"),
+        ("predict m i -o out --hectares", "and, with --save share,gpkg, as area_m2"),
+        ("predict m i -o out --threshold 0.3", "`setr adjust MODEL DATA -o OUT --threshold T`"),
+        ("eval m d --per-patient", "did you mean --group-by?"),
+        ("eval m d --dice", "Dice, precision and recall of each class are always computed"),
+        ("init-data d --attribute crop", "did you mean --class-key?"),
+        ("train demo --folds 5", "--data.train-split train1 --data.val-split val1"),
         # nothing here does that
-        ("predict m i -o out --imgsz 640", "see `setr predict --help`"),
         ("eval m d --epochs 3", "see `setr eval --help`"),
         ("export m --lr 3", "see `setr export --help`"),
         ("results --device cpu", "see `setr results --help`"),

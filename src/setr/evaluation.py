@@ -34,6 +34,7 @@ from setr.opening import Trained, open_trained
 from setr.processes.interrupt import Stopped
 from setr.processes.progress import Progress
 from setr.protocols import Protocol, preset
+from setr.scores.by_group import Groups
 from setr.scores.groups import (
     Measure,
     ScoredImage,
@@ -57,6 +58,7 @@ class EvaluationOptions(TypedDict, total=False):
     detailed: bool
     absent: Absent
     count: int | None
+    group_by: str | None
     on_image: Callable[[ScoredImage], None] | None
     stopped: Callable[[], bool]
 
@@ -80,7 +82,7 @@ def evaluate(
         split: the split of `data` to use.
         info: normalisation, classes and protocol: of a `SETR`, or in place of the model's own.
         options: keyword arguments of `evaluate_split`, such as `precision`, `workers`, `detailed`,
-            `absent` and `count`; the precision of a `Predictor` is its own by default.
+            `absent`, `count` and `group_by`; the precision of a `Predictor` is its own by default.
 
     Returns:
         Metrics by name, 0 to 1: `miou`, `iou` (by class), `pixel_accuracy` and others listed in
@@ -158,6 +160,7 @@ def evaluate_split(
     detailed: bool = True,
     absent: Absent = "skip",
     count: int | None = None,
+    group_by: str | None = None,
     loss: SplitLoss | None = None,
     measure: Measure | None = None,
     on_image: Callable[[ScoredImage], None] | None = None,
@@ -180,6 +183,8 @@ def evaluate_split(
         absent: what to do with classes in neither truth nor prediction: `skip` leaves them out of
             the means, `zero` counts them as 0.
         count: number of images to use, evenly spaced over the split; all by default.
+        group_by: pattern of the images' names, as `images/*_{any}`, in which * stands for the group
+            (a patient, a video): adds figures of each group, and intervals are over groups.
         loss: adds up the loss of all images, from the scores that their classes come from.
         measure: computes a number for each pixel from its scores, for `on_image`.
         on_image: called with every image of this process.
@@ -192,7 +197,8 @@ def evaluate_split(
         far, are only listed in `failed`.
 
     Raises:
-        SetrError: no images, none readable, other classes, NaN scores, or a count below 1.
+        SetrError: no images, none readable, other classes, NaN scores, a count below 1, or names
+            that do not fit `group_by`.
         Stopped: in all processes, if `stopped` returned true in one.
     """
     require_fit(model, info, dataset)
@@ -200,7 +206,10 @@ def evaluate_split(
         raise UsageError(f"count {count}: give at least one image")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     dtype = computed_in(model, precision, device)
-    card = Scorecard(dataset.labels.classes, device, detailed=detailed, absent=absent)
+    groups = image_groups(dataset, group_by) if group_by else None
+    card = Scorecard(
+        dataset.labels.classes, device, detailed=detailed, absent=absent, groups=groups
+    )
     began = time.monotonic()
     chosen = range(len(dataset)) if count is None else evenly_spaced(len(dataset), count)
     indices = chosen[rank() :: world()]
@@ -249,6 +258,15 @@ def evaluate_split(
         "protocol": info.protocol.describe(),
         "seconds": time.monotonic() - began,
     }
+
+
+def image_groups(dataset: Dataset, pattern: str) -> Groups:
+    """The groups of a split's images by their names.
+
+    Raises:
+        SetrError: a name that does not fit the pattern, or a single group.
+    """
+    return Groups.by_name([dataset.image_name(i) for i in range(len(dataset))], pattern)
 
 
 def none_tested(dataset: Dataset, first: object) -> SetrError:

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 from setr.data.band_draft import draft_bands
 from setr.data.class_draft import draft_classes, listed_classes
 from setr.data.data_yaml import SPLITS
-from setr.data.flat_pairs import DRAWN
-from setr.data.fold_draft import draft_folds, grouped_lists, groups_of
+from setr.data.fold_draft import draft_folds, grouped_lists
 from setr.data.found_pairs import find_pairs
+from setr.data.name_groups import groups_of
 from setr.data.split_draft import MaskPair, draft_lists, known_split
-from setr.data.tile_folder import TILES, TileFolder
+from setr.data.tile_folder import TileFolder
 from setr.errors import DATA_CHECK_FAILED, SetrError, UsageError, first_few
 from setr.outlines.binary_masks import binary_masks
 from setr.outlines.class_masks import chosen_class_masks, class_masks
@@ -25,6 +25,7 @@ from setr.outlines.files import find_outlines
 from setr.outlines.index import AnnotatedFolder
 from setr.outlines.masks import draw_masks, left_out_text, overlaps_text
 from setr.reading.files import one_line, write_text
+from setr.reading.made_folders import DRAWN, TILES
 
 SHOWN = 5
 VAL_SHARE = 0.2

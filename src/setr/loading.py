@@ -33,6 +33,7 @@ class PredictorOptions(TypedDict, total=False):
     protocol: str | Protocol | None
     scales: Sequence[float] | None
     flip: bool
+    short_side: int | None
     window: int | None
     min_confidence: float
     allow_urls: bool

@@ -71,9 +71,10 @@ class ConfusionMatrix:
         """The metrics, as fractions; None where undefined.
 
         Returns:
-            `miou`, `mean_dice`, `pixel_accuracy`, `mean_accuracy`, `frequency_weighted_iou`; by
-            class name `iou`, `dice` (2 TP / (truth + predicted), the F1 score), `accuracy` (TP /
-            truth, the recall) and `precision` (TP / predicted); and `absent`, as given.
+            `miou`, `mean_dice`, `pixel_accuracy`, `mean_accuracy`, `frequency_weighted_iou`,
+            `kappa` (-1 to 1); by class name `iou`, `dice` (2 TP / (truth + predicted), the F1
+            score), `accuracy` (TP / truth, the recall) and `precision` (TP / predicted); and
+            `absent`, as given.
         """
         return summarize(self.matrix, classes, absent=absent)
 
@@ -113,12 +114,32 @@ def summarize(
         "frequency_weighted_iou": (
             float((truth[truth > 0] * iou[truth > 0]).sum() / total) if total else None
         ),
+        "kappa": kappa(hits, truth, predicted),
         "iou": by_class(classes, iou),
         "dice": by_class(classes, dice),
         "accuracy": by_class(classes, accuracy),
         "precision": by_class(classes, ratio(hits, predicted)),
         "absent": absent,
     }
+
+
+def kappa(hits: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> float | None:
+    """Cohen's kappa: agreement beyond that of chance, with the same shares of the classes.
+
+    Args:
+        hits: (K,) pixels of each class in both.
+        truth: (K,) pixels of each class in the truth.
+        predicted: (K,) pixels of each class in the prediction.
+
+    Returns:
+        1 for agreement everywhere, 0 for that of chance; None without pixels, or with only one
+        class.
+    """
+    total = float(truth.sum())
+    if not total:
+        return None
+    chance = float((truth / total * (predicted / total)).sum())
+    return (float(hits.sum()) / total - chance) / (1 - chance) if chance < 1 else None
 
 
 def by_class(classes: tuple[str, ...], values: np.ndarray) -> dict[str, float | None]:

@@ -61,6 +61,8 @@ class Predictor(PlacedModel, HintsAtNames):
             averaged. GeoTIFF files are then refused.
         flip: whether to average with the prediction for the mirrored image, in place of what the
             protocol says. If so, GeoTIFF files are refused.
+        short_side: images are first scaled to this short side in pixels, in place of the
+            protocol's; a smaller one takes less time. GeoTIFF files are then refused.
         window: side in pixels of blended sliding windows, used for every image; by default the
             protocol decides (`Protocol.needs_windows`).
         min_confidence: pixels whose class is less probable, 0 to 1, are unlabelled; see
@@ -88,6 +90,7 @@ class Predictor(PlacedModel, HintsAtNames):
         protocol: str | Protocol | None = None,
         scales: Sequence[float] | None = None,
         flip: bool | None = None,
+        short_side: int | None = None,
         window: int | None = None,
         min_confidence: float = 0.0,
         allow_urls: bool = False,
@@ -98,8 +101,12 @@ class Predictor(PlacedModel, HintsAtNames):
             raise UsageError(f"window {window}: give pixels from 1")
         require_own(model, info)
         super().__init__(model.eval(), device, precision)
-        views = {"scales": None if scales is None else tuple(scales), "flip": flip}
-        self._averages = scales is not None or bool(flip)
+        views = {
+            "scales": None if scales is None else tuple(scales),
+            "flip": flip,
+            "short_side": short_side,
+        }
+        self._resizes = scales is not None or bool(flip) or short_side is not None
         chosen = resolve_protocol(protocol, model, info).overridden(**views)
         chosen = chosen if window is None else chosen.in_windows(window)
         self.info = replace(info, protocol=chosen)
@@ -236,10 +243,10 @@ class Predictor(PlacedModel, HintsAtNames):
 
     def _predict_raster(self, opened: Raster) -> Result:
         with opened as raster:
-            if self._averages:
+            if self._resizes:
                 raise SetrError(
                     f"{raster.name}: a georeferenced raster is never rescaled or flipped; load the "
-                    "model without scales and flip, or give the pixels as an array"
+                    "model without scales, flip and short_side, or give the pixels as an array"
                 )
             H, W = raster.shape
             if self.max_pixels < H * W:

@@ -10,6 +10,7 @@ import numpy as np
 
 from setr.labels import Labels
 from setr.pages.charts import DRAWN, confusion_chart, reliability_chart
+from setr.pages.evaluation_tables import group_part, region_table, threshold_part
 from setr.pages.gallery import Gallery
 from setr.pages.loss_curves import loss_curves
 from setr.pages.page import (
@@ -77,6 +78,10 @@ def write_evaluation(
         "</div><div><h2>Are small things found?</h2>",
         _sizes(figures["recall_by_size"]),
         "</div></div>",
+        "<h2>Are regions found, and predicted ones real?</h2>",
+        region_table(figures["regions"], labels),
+        *threshold_part(figures),
+        *group_part(figures),
         "<h2>The worst images</h2>",
         errors_legend(labels, masks),
         heat_scale("confidence 0 %", "100 %"),
@@ -115,7 +120,10 @@ def _facts(figures: dict[str, Any]) -> str:
     lines = [
         f"{figures['images']} images; protocol: {figures['protocol']}.",
         f"Classes in neither truth nor prediction, {rule}: {absent}." if absent else "",
-        "Intervals: bootstrap over images, taken as independent (frames of one video are not).",
+        "Intervals: bootstrap over groups of images."
+        if "groups" in figures
+        else "Intervals: bootstrap over images, taken as independent (frames of one video are not; "
+        "--group-by keeps them together).",
     ]
     text = f'<p class="note">{escape(" ".join(filter(None, lines)))}</p>'
     if figures["failed"]:
@@ -158,8 +166,9 @@ def _absent(names: Sequence[str]) -> str:
 
 
 def _comparison(protocols: dict[str, Any], others: dict[str, Any]) -> list[str]:
+    unit = "group" if "groups" in next(iter(protocols.values())) else "image"
     head = ["model", "mIoU", "mIoU per image", "boundary IoU", "calibration error",
-            "this model − that, per image", "p"]  # fmt: skip
+            f"this model − that, per {unit}", "p"]  # fmt: skip
     figures, *more = protocols.values()
     rows = [["this model", *_key_figures(figures), "", ""]]
     rows += [["this model, multi scale", *_key_figures(several), "", ""] for several in more]
@@ -178,8 +187,8 @@ def _comparison(protocols: dict[str, Any], others: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
     return [
         table(head, rows),
-        '<p class="note">Same images. The difference is the mean over images of mIoU per image, in '
-        "points, with a bootstrap interval; p is of a two-sided sign-flip permutation test "
+        f'<p class="note">Same images. The difference is the mean over {unit}s of mIoU per {unit}, '
+        "in points, with a bootstrap interval; p is of a two-sided sign-flip permutation test "
         "on the pairs: below 0.05 chance alone would rarely make such a difference.</p>",
         table(["IoU in %", "this model", *map(escape, others)], classes),
     ]

@@ -23,14 +23,21 @@ from setr.images import encode_png
 from setr.labels import Labels
 from setr.pages.montage import shrunk
 from setr.prediction import display
-from setr.prediction.annotations import Georeference, to_coco, to_geojson, to_geopackage, to_labelme
+from setr.prediction.annotations import to_coco, to_geojson, to_geopackage, to_labelme
 from setr.prediction.chosen import chosen_ids, shown_only
 from setr.prediction.encoding import json_file, picture_file, require_options, scores_file
+from setr.prediction.ground import ClassAreas, Georeference
 from setr.prediction.kinds import OPACITY, RASTER_PICTURES, checked_suffix
 from setr.prediction.late_scores import LateScores
 from setr.prediction.polygons import Polygon, PolygonOptions, mask_polygons, simplified
 from setr.prediction.rasters import RasterWriter
-from setr.prediction.shares import checked_confidence, class_shares, largest, unlabel
+from setr.prediction.shares import (
+    checked_confidence,
+    class_shares,
+    largest,
+    share_table,
+    unlabel,
+)
 from setr.reading.files import printable, write_bytes
 from setr.reading.storage import is_address
 
@@ -106,6 +113,16 @@ class Result(HintsAtNames):
         """
         counts = np.bincount(self.mask.ravel(), minlength=256)
         return class_shares(counts, self.labels.classes, self.unsure)
+
+    @cached_property
+    def areas(self) -> dict[str, float]:
+        """Square metres on the ground of each class that occurs, largest first (extra `geo`).
+
+        Empty for images without a georeference, or with an unknown reference system.
+        """
+        found = ClassAreas(self.geo, len(self.labels.classes))
+        found.add(self.mask)
+        return found.by_class(self.labels.classes)
 
     @checked
     def polygons(
@@ -202,22 +219,19 @@ class Result(HintsAtNames):
     def share(self) -> dict[str, Any]:
         """Image size, mean confidence, and share and number of pixels per class, JSON-serialisable.
 
-        With `min_confidence`, also its value and the share of unlabelled pixels.
+        Of a georeferenced image also the square metres per class (`area_m2`). With
+        `min_confidence`, also its value and the share of unlabelled pixels.
         """
-        counts = np.bincount(self.mask.ravel(), minlength=256)
-        classes = self.labels.classes
-        pixels = {name: int(counts[classes.index(name)]) for name in self.shares}
-        found = {
-            "image": printable(self.path),
-            "size": list(self.mask.shape),
-            "mean_confidence": float(self.confidence.mean(dtype=np.float64)),
-            "shares": self.shares,
-            "pixels": pixels,
-        }
-        if self.min_confidence:
-            total = max(1, sum(pixels.values()) + self.unsure)
-            found |= {"min_confidence": self.min_confidence, "unlabelled": self.unsure / total}
-        return found
+        return share_table(
+            printable(self.path),
+            self.mask.shape,
+            float(self.confidence.mean(dtype=np.float64)),
+            np.bincount(self.mask.ravel(), minlength=256),
+            self.labels.classes,
+            unsure=self.unsure,
+            min_confidence=self.min_confidence,
+            areas=self.areas,
+        )
 
     @checked
     def save(self, path: str | os.PathLike, kind: str = "mask", **options: Any) -> None:
@@ -298,7 +312,7 @@ class Result(HintsAtNames):
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
-        return f"<Result {width}x{height}: {largest(self.shares, self.min_confidence)}>"
+        return f"<Result {width}x{height}: {largest(self.shares, self.min_confidence, self.areas)}>"
 
     def _repr_png_(self) -> bytes:
         """The overlay with a legend below, for viewers without HTML."""

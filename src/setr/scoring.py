@@ -20,6 +20,7 @@ from setr.labels import IGNORE, Labels, known_datasets, known_labels
 from setr.reading.files import composed, walk_images
 from setr.reading.masks import IdMaskError, read_mask
 from setr.reading.parsed import json_of, yaml_of
+from setr.scores.by_group import Groups
 from setr.scores.scorecard import Scorecard
 
 CHUNK = 32
@@ -124,6 +125,7 @@ def score_folders(
     *,
     class_ids: bool = False,
     absent: Absent = "skip",
+    group_by: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score label images; pairs have equal paths below the folders, apart from the suffix.
@@ -138,6 +140,8 @@ def score_folders(
         labels: the classes and the map from ids in the files, from `score_labels`.
         class_ids: predictions contain training ids, whatever the truth has.
         absent: see `setr.metrics`.
+        group_by: pattern of the truth's paths, as `*_{any}`, in which * stands for the group; see
+            `evaluate_split`.
         progress: called with (done, total).
 
     Returns:
@@ -145,7 +149,7 @@ def score_folders(
 
     Raises:
         SetrError: no truth, missing predictions, truth ids that the map does not list, different
-            sizes, or nothing readable.
+            sizes, names that do not fit `group_by`, or nothing readable.
     """
     train_ids = _LAST_ID not in (labels.label_map or ())
     pairs = _pairs(predictions, truth, train_ids=train_ids, class_ids=class_ids)
@@ -177,7 +181,9 @@ def score_folders(
             raise DataError(f"{pair[1]}: {error}") from None
         return np.where((ids >= 0) & (ids < K), ids, K).astype(np.uint8), real
 
-    card = Scorecard(labels.classes, absent=absent)
+    names = [path.relative_to(truth).as_posix() for _, path in pairs]
+    groups = Groups.by_name(names, group_by) if group_by else None
+    card = Scorecard(labels.classes, absent=absent, groups=groups)
     for index, loaded in enumerate(_in_threads(load, pairs)):
         if isinstance(loaded, str):
             card.fail(loaded)

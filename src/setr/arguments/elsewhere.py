@@ -15,11 +15,13 @@ OPTIONS_HERE = {
     "accumulate": "accumulate-grad-batches grad-accum-steps gradient-accumulation-steps",
     "batch-size": "per-device-train-batch-size",
     "batch-size batch batches": "batch batch-size",
-    "class-weights": "class-weight",
+    "class-key": "attribute class-field class-property column field label-field",
+    "class-weights": "class-weight pos-weight",
     "clip-grad": "grad-clip gradient-clip-val max-grad-norm",
+    "compare": "baseline compare-with",
     "compile": "torch-compile torchcompile",
     "crop-size": "crop",
-    "crop-size img-size size": "image-size img-size imgsz input-size",
+    "crop-size img-size size short-side": "image-size img-size imgsz input-size resize",
     "data root": "data data-dir dataset",
     "device": "accelerator devices gpu gpu-ids",
     "drop-path": "drop-path-rate",
@@ -33,6 +35,9 @@ OPTIONS_HERE = {
     "folds": "kfold n-folds",
     "freeze": "freeze-backbone freeze-encoder",
     "grad-checkpointing": "gradient-checkpointing",
+    "group-by": (
+        "by-group by-patient group group-regex groups patient per-group per-patient subject"
+    ),
     "head-lr-factor": "head-lr",
     "images": "image-dir img-dir",
     "images image source": "input",
@@ -42,8 +47,9 @@ OPTIONS_HERE = {
     "lora-rank": "lora lora-r",
     "lr": "backbone-lr learning-rate lr0",
     "masks": "ann-dir mask-dir masks-dir",
-    "min-confidence": "conf conf-thres threshold",
+    "min-confidence": "conf conf-thres",
     "min-lr": "lrf",
+    "min-pixels": "min-area min-object-size min-size",
     "minutes": "time",
     "model models model.name": "model",
     "model.name": "arch decoder",
@@ -60,17 +66,21 @@ OPTIONS_HERE = {
     "pretrained": "backbone-weights initial-checkpoint load-from",
     "pretrained model models": "ckpt",
     "pretrained model models source": "checkpoint weights",
+    "rare-class-crops": "oversample-foreground oversample-foreground-percent",
+    "repeat-rare": "oversample oversample-thr",
     "resume": "resume-from resume-from-checkpoint resume-interrupted",
     "rotate": "degrees",
-    "save": "save-txt show",
+    "save": "format output-format save-conf save-txt show vectorize",
     "save out": "show-dir",
     "save-every": "checkpoint-interval save-every-num-steps save-interval save-period save-steps",
     "scale-range scales": "scale",
     "schedule": "cos-lr lr-scheduler-type sched scheduler",
+    "seconds": "duration",
     "sharding": "fsdp strategy",
     "source images image": "source",
     "steps": "iters max-iters max-steps",
-    "tile": "chip-size tile-size",
+    "tile window": "chip-size tile-size",
+    "tolerance": "epsilon simplify simplify-tolerance",
     "val-share": "test-size val-ratio val-split-pct",
     "val-split split": "val",
     "warmup-steps": "num-warmup-steps warmup warmup-epochs warmup-iters warmup-ratio",
@@ -82,16 +92,74 @@ OPTIONS_HERE = {
 
 ADVICE_HERE = {
     "--help lists every setting with its value": "dry-run print-config",
+    "95 % intervals are always computed; --group-by makes them over groups": (
+        "bootstrap ci n-bootstrap"
+    ),
+    "Cohen's kappa is always computed": "cohen-kappa kappa",
+    "IoU, Dice, precision and recall of each class are always computed": (
+        "dice dice-score metric metrics per-class"
+    ),
+    "OMP_NUM_THREADS sets the number of threads": "num-threads threads",
+    "QGIS's Zonal histogram counts the classes of a mask in each polygon": (
+        "fields zonal zonal-stats"
+    ),
+    "`setr adjust MODEL DATA -o OUT --threshold T` sets that of a model of two classes": (
+        "class-threshold prob-threshold threshold thresholds"
+    ),
+    "a fold is two splits, as --data.train-split train1 --data.val-split val1": "fold folds",
+    "areas of GeoTIFF files are in manifest.jsonl and, with --save share,gpkg, as area_m2": (
+        "area areas hectares units"
+    ),
+    "bands are named in data.yaml, as bands: [4, 3, 2, 8]; `setr init-data` drafts them": (
+        "bands channels in-channels"
+    ),
+    "boundary IoU and F are always computed; distances such as Hausdorff's are not": (
+        "hausdorff hd95 nsd surface-dice"
+    ),
     "classes are named in data.yaml, which `setr init-data DIR` drafts": (
         "class-names classes names nc num-classes"
     ),
+    "connected regions are counted by class, in the report and metrics.json": (
+        "instances lesions objects regions"
+    ),
+    "frames are predicted one by one; nothing smooths them over time": "smooth smoothing temporal",
     "give the file in place of the recipe: setr train config.yaml": "config",
     "ids are never shifted: map them in data.yaml, as label_map: {0: ignore, 1: road, …}": (
         "do-reduce-labels reduce-zero-label"
     ),
+    "images.csv has a line per image, and groups.csv with --group-by one per group": (
+        "csv per-image"
+    ),
+    "images/test with labels/test is the test split, or another folder named in data.yaml": (
+        "test-ratio test-share test-split"
+    ),
+    "layers in the folder are found by themselves (.gpkg, .shp, .geojson)": (
+        "geojson gpkg layer layers polygons shapefile shp vector"
+    ),
     "name ids to leave out in data.yaml, as ignore: [0, 255]": "ignore-index",
+    "not built in; from Python, setr.train(…, augment=…) takes your own": (
+        "copy-paste cutmix mixup mosaic"
+    ),
+    "of a camera the newest frame is taken and the others are dropped, without an option": (
+        "fps skip-frames stream stream-buffer vid-stride"
+    ),
+    "on one machine a run is reproducible bit for bit as it is": "deterministic",
+    "outputs keep the input's coordinate system; gdalwarp -t_srs makes another": "crs epsg t-srs",
+    "rare classes are spread over the splits by themselves, as far as possible": (
+        "stratified stratify"
+    ),
     "several GPUs take `torchrun --nproc-per-node 4 -m setr train …`": (
         "gpus nproc-per-node num-gpus"
+    ),
+    "the file has opset 20, and takes any batch, height and width unless --size is given": (
+        "dynamic dynamic-axes opset"
+    ),
+    "the report of `setr eval` has the confusion matrix, and thresholds of two classes": (
+        "confusion-matrix plots pr-curve"
+    ),
+    "what a file marks as nodata is left out by itself": "nodata nodata-value",
+    "windows of `setr predict` overlap by a quarter, eval has --stride; tiles do not overlap": (
+        "overlap"
     ),
 }
 """What to do here -> options in other toolkits, where no option of the command does the same."""
@@ -101,13 +169,18 @@ COMMANDS_HERE = {
     "bench": "benchmark",
     "doctor": "browse browse-dataset check inspect",
     "eval": "calibrate evaluate test val validate",
+    "eval MODEL DATA --compare OTHER": "compare significance",
     "explain attention": "attention",
     "explain features": "features",
     "export": "quantize",
     "init-data": "init",
+    "init-data --folds": "cross-validate crossval cv kfold",
     "init-data --tile": "tile",
     "models": "info list-models",
-    "predict": "infer inference segment track",
+    "predict": "camera infer inference live segment stream track watch webcam",
+    "predict --save gpkg": "polygonize vectorize",
+    "predict A,B": "ensemble",
+    "score": "agreement iaa kappa",
     "serve": "app",
     "sweep": "grid hpo hyperparameter-search multirun optimize search tune",
     "train": "finetune fit semantic semseg",
@@ -122,6 +195,24 @@ ADVICE = _by_name(ADVICE_HERE)
 
 COMMANDS_ELSEWHERE = _by_name(COMMANDS_HERE)
 """Command in another toolkit -> command here."""
+
+VALUES_HERE = {
+    "adamw": "adam adamw-torch",
+    "bf16": "bfloat16",
+    "cosine": "cos",
+    "cross_entropy": "bce ce crossentropy softmax",
+    "dice": "ce-dice dc-and-ce dice-ce dicece generalized-dice tversky",
+    "fp16": "float16 half",
+    "fp32": "float32",
+    "lovasz": "jaccard lovasz-softmax",
+    "onnx": "coreml engine tensorrt tflite trt",
+    "poly": "polynomial",
+    "torch": "exported-program pt2 torch-export torchscript",
+}
+"""Value of an option here -> the nearest ones in other toolkits; `dice` adds the cross-entropy."""
+
+VALUES_ELSEWHERE = _by_name(VALUES_HERE)
+"""Value in another toolkit -> value here."""
 
 NAMES_ELSEWHERE: dict[str, dict[str, str]] = {
     "setr": {

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from setr.arguments.elsewhere import ADVICE, ELSEWHERE
+from setr.arguments.elsewhere import ADVICE, ELSEWHERE, VALUES_ELSEWHERE
 from setr.arguments.options import Option, options_of
 from setr.arguments.typed import described, members
 
@@ -139,6 +139,9 @@ class _Checker:
         wrong = [v for v, k in zip(own, kinds * len(own), strict=False) if not _fits(v, k)]
         if wrong:
             alone = count == 1 and not attached
+            near = VALUES_ELSEWHERE.get(_hyphenated(wrong[0].lower()), "")
+            if any(near in map(str, get_args(kind)) for kind in kinds):
+                rule += f"; the nearest is {near}"
             return f"{flag} {_shown(wrong[0])}: {rule}" if alone else f"{shown}: {rule}"
         if many:
             self.positionals += [(value, "") for value in others]
@@ -300,6 +303,8 @@ def meant(name: str, options: list[Option]) -> list[Option]:
             return by_last[last]
     if found := elsewhere(bare):
         return found
+    if {name, bare} & ADVICE.keys():  # no typing error
+        return []
     for known, key in ((by_name, name.replace("no-", "")), (by_last, bare.removeprefix("no-"))):
         near = difflib.get_close_matches(key, known, 1, _TYPO_CUTOFF)
         if near:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from setr.arguments.choices import Precision
 from setr.cli import parse, require_at_least, require_default, require_unused
 from setr.commands.shared import Data, Device, Model, Out
-from setr.pages.tables import report_failed
+from setr.errors import UsageError
+from setr.pages.tables import figures_table, report_failed
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Arguments:
     """By the classes' frequency and IoU, or every class alone."""
     train_split: str = "train"
     """Split whose pixels are counted, by IoU."""
+    threshold: float | None = None
+    """Of two classes: nothing is searched for; the class with fewer pixels in the split is chosen
+    where its probability is at least this, above 0 and below 1. `setr eval` shows precision and
+    recall at each threshold."""
     device: Device = "auto"
     precision: Precision = "auto"
     """Compute in this precision."""
@@ -47,38 +52,63 @@ def run(arguments: list[str]) -> int:
     given = parse(Arguments, arguments, "adjust")
     require_at_least(given, 0, "workers")
     require_unused(given.out)
-    if given.by == "class":
-        require_default(given, "does nothing with --by class; leave one of them out", "train_split")
+    _check_ways(given)
     from setr.datasets import open_dataset
     from setr.doctor import check
     from setr.evaluation import evaluate_split
     from setr.fitting import require_fit
     from setr.hub import save_pretrained
     from setr.loading import load
-    from setr.scores.adjustment import ADJUSTED, class_biases, find_offsets, shift_logits
+    from setr.scores.adjustment import (
+        ADJUSTED,
+        class_biases,
+        find_offsets,
+        shift_logits,
+        threshold_offsets,
+    )
 
     predictor = load(given.model, device=given.device)
     model, info = predictor.network, predictor.info
     class_biases(model)
     dataset = open_dataset(given.data, given.split, info.labels, info.bands)
     require_fit(model, info, dataset)
-    check(dataset).require_counted("search on another one with --split")
-    pixels = None
-    if given.by == "iou":
-        trained = check(open_dataset(given.data, given.train_split, info.labels, info.bands))
-        trained.require_counted("count another one with --train-split, or adjust --by class")
-        pixels = trained.pixels
-    added = find_offsets(
-        model, info, dataset, pixels=pixels, precision=given.precision, workers=given.workers
-    )
+    searched = check(dataset)
+    searched.require_counted("search on another one with --split")
+    if given.threshold is not None:
+        added = threshold_offsets(given.threshold, searched.pixels)
+    else:
+        pixels = None
+        if given.by == "iou":
+            trained = check(open_dataset(given.data, given.train_split, info.labels, info.bands))
+            trained.require_counted("count another one with --train-split, or adjust --by class")
+            pixels = trained.pixels
+        added = find_offsets(
+            model, info, dataset, pixels=pixels, precision=given.precision, workers=given.workers
+        )
     shift_logits(model, added)
     figures = evaluate_split(
         model, info, dataset, precision=given.precision, detailed=False, workers=given.workers
     )
     score = round(figures["miou"] or 0.0, 4)
-    metrics = {f"{given.split} mIoU": score, ADJUSTED: given.split}
+    metrics: dict[str, Any] = {f"{given.split} mIoU": score, ADJUSTED: given.split}
+    if given.threshold is not None:
+        rare = info.labels.classes[int(searched.pixels[0] >= searched.pixels[1])]
+        metrics[f"threshold of {rare}"] = given.threshold
     save_pretrained(given.out, model, replace(info, metrics={**info.metrics, **metrics}))
     for name, value in zip(info.labels.classes, added, strict=True):
         print(f"{name:<24}{value:+.2f}")
+    if given.threshold is not None:
+        print(figures_table({"single_scale": figures}))
     print(f"{given.split} mIoU {100 * score:.2f}; written to {given.out}")
     return report_failed(figures)
+
+
+def _check_ways(given: Arguments) -> None:
+    """Refuse options that have no effect beside the others, and a threshold out of range."""
+    if given.threshold is not None:
+        rule = "does nothing with --threshold; leave one of them out"
+        require_default(given, rule, "by", "train_split")
+        if not 0 < given.threshold < 1:
+            raise UsageError(f"--threshold {given.threshold:g}: give more than 0 and less than 1")
+    elif given.by == "class":
+        require_default(given, "does nothing with --by class; leave one of them out", "train_split")

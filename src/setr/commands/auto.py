@@ -265,14 +265,14 @@ def _is_installed(format: ExportFormat) -> bool:
 
 
 def _summary(result: dict[str, Any]) -> str:
-    out, figures = result["run"], next(iter(result["metrics"].values()))
+    out, figures = shlex.quote(str(result["run"])), next(iter(result["metrics"].values()))
     found = "its masks have no labelled pixel"
     if figures["miou"] is not None:
         accuracy = 100 * figures["pixel_accuracy"]
         found = f"mIoU {100 * figures['miou']:.1f}, pixel accuracy {accuracy:.1f}"
     lines = [
         f"\n{result['split']}: {found} ({result['report']})",
-        f"{out}: the model",
+        f"{result['run']}: the model",
         *(f"{file}: the same for another runtime" for file in result["exports"]),
         "\nNext:",
         f"  setr predict {out} PHOTO.jpg -o predictions --save mask,overlay",

@@ -70,6 +70,8 @@ def chosen_settings(data: str, out: Path, settings: Sequence[str], *, minutes: f
     given_side = config.data.short_side if "--data.short-side" in typed else None
     patch = build_empty(config).encoder.patch_size
     config = choose(plan.scale_choices(recipe, sizes, on, patch=patch, short_side=given_side))
+    if not given_side and (note := plan.shrinking(config, sizes, patch)):
+        print(f"\n{note}", file=sys.stderr)
     if has_length(settings):
         return [*words, *settings]
     print("\ntiming a few steps", file=sys.stderr, flush=True)

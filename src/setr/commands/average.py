@@ -35,5 +35,5 @@ def run(arguments: list[str]) -> int:
     command = shlex.join(["setr", "average", *given.models, "-o", str(given.out)])
     save_pretrained(given.out, model, replace(info, command=command))
     print(f"mean of {len(given.models)} models written to {given.out}; test it: "
-          f"setr eval {given.out} DATA")  # fmt: skip
+          f"setr eval {shlex.quote(str(given.out))} DATA")  # fmt: skip
     return OK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,11 +66,12 @@ def run(arguments: list[str]) -> int:
         print(json.dumps(metrics))
         return OK
     print(figures_table(metrics))
+    named = shlex.quote(str(out))
     print(
         f"\n{metrics['seconds']:.0f} s. Written to {out}/: report.html (open it), metrics.json, "
         "and the model\n\nNext:\n"
-        f"  setr predict {out} PHOTO.jpg -o predictions --save mask,overlay\n"
-        f"  setr serve {out}   # a page to try it in a browser\n"
+        f"  setr predict {named} PHOTO.jpg -o predictions --save mask,overlay\n"
+        f"  setr serve {named}   # a page to try it in a browser\n"
         "  setr auto YOUR_FOLDER --model.pretrained lvd142m   # your own images and masks"
     )
     return OK

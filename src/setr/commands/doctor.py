@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,9 @@ def run(arguments: list[str]) -> int:
     else:
         print("\n".join(_summary(given.data, checkups, findings)))
         if not failed and not given.quick and _is_complete(checkups):
-            train = f"setr train RECIPE --data.root {given.data}"
-            print(f"next: setr auto {given.data}, or {train}", file=sys.stderr)
+            data = shlex.quote(str(given.data))
+            train = f"setr train RECIPE --data.root {data}"
+            print(f"next: setr auto {data}, or {train}", file=sys.stderr)
     if given.page:
         write_checkups(given.page, given.data, checkups, findings)
         print(f"wrote {given.page}", file=sys.stderr)

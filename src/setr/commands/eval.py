@@ -29,7 +29,8 @@ from setr.commands.shared import (
     results_folder,
 )
 from setr.errors import OK, SetrError, UsageError
-from setr.pages.tables import difference_text, figures_table, report_failed
+from setr.pages.group_tables import difference_lines, group_lines, write_groups
+from setr.pages.tables import figures_table, report_failed
 
 if TYPE_CHECKING:
     from setr.data.dataset import Dataset
@@ -69,6 +70,10 @@ class Arguments:
     """Images are first scaled to this short side in pixels, in place of the protocol's."""
     compare: Words = ()
     """Further models, tested on the same images; differences come with p-values."""
+    group_by: str | None = None
+    """Figures of each group of images, as of one patient or video, in groups.csv; intervals and
+    p-values are then over groups. A pattern of the names, as 'images/*_{any}', in which * stands
+    for the group."""
     absent: Absent = "skip"
     """Classes in neither truth nor prediction: left out of the means, or counted as 0."""
     detailed: bool = True
@@ -104,7 +109,7 @@ def run(arguments: list[str]) -> int:
 def _run(given: Arguments) -> int:
     """Evaluate in one process of the run; the first one writes and prints."""
     from setr.distributed import everywhere, rank
-    from setr.pages.gallery import Gallery, paired
+    from setr.pages.gallery import Gallery
 
     predictor, dataset = everywhere(partial(_opened, given))
     gallery = Gallery()
@@ -116,28 +121,44 @@ def _run(given: Arguments) -> int:
         predictor, other = _load(given, path, dataset), Gallery(shown=0)
         results = _test(given, predictor, dataset, other)
         theirs = results.pop(next(iter(results)))
-        against = {"against": paired(gallery, other)}
+        against = {"against": _compared(figures, theirs, gallery, other)}
         metrics.setdefault("compare", {})[path] = theirs | against | results
     if rank() == 0:  # before writing, which may fail on a full disk
         print(json.dumps(metrics) if given.json else _table(given, metrics), flush=True)
     out = _write(given, metrics, dataset, gallery)
     if rank() > 0:
         return OK
-    files = "metrics.json, images.csv" + (", report.html" if given.detailed else "")
+    files = "metrics.json, images.csv" + ", groups.csv" * bool(given.group_by)
+    files += ", report.html" * given.detailed
     print(f"written to {out}: {files}", file=sys.stderr)
     return report_failed(figures)
+
+
+def _compared(
+    ours: dict[str, Any], theirs: dict[str, Any], gallery: Gallery, other: Gallery
+) -> dict[str, Any]:
+    """Differences of two models on the same images, or groups of them."""
+    from setr.pages.gallery import paired
+    from setr.scores.by_group import paired_groups
+
+    if "groups" in ours:
+        return paired_groups(ours["groups"], theirs["groups"])
+    return paired(gallery, other)
 
 
 def _opened(given: Arguments) -> tuple[Predictor, Dataset]:
     """Open model and split, and check now what would fail only after hours of testing."""
     from setr.datasets import open_dataset
     from setr.distributed import rank
+    from setr.evaluation import image_groups
     from setr.fitting import require_fit
     from setr.loading import load
     from setr.reading.files import require_writable
 
     predictor = load(given.model, device=given.device)
     dataset = open_dataset(given.data, given.split, predictor.info.labels, predictor.info.bands)
+    if given.group_by:
+        image_groups(dataset, given.group_by)
     _protocols(given, predictor)
     for path in given.compare:
         _protocols(given, _load(given, path, dataset))
@@ -178,6 +199,7 @@ def _write(given: Arguments, metrics: dict[str, Any], dataset: Dataset, gallery:
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "metrics.json", metrics)
     gallery.write_csv(out / "images.csv")
+    write_groups(out / "groups.csv", next(iter(metrics.values())))
     page = out / "report.html"
     if given.detailed:
         names = _names(given)
@@ -214,6 +236,7 @@ def _test(
             workers=given.workers,
             detailed=given.detailed,
             absent=given.absent,
+            group_by=given.group_by,
             on_image=gallery if chosen is protocols[0] else None,
         )
     gallery.gather()
@@ -266,10 +289,7 @@ def _table(given: Arguments, metrics: dict[str, Any]) -> str:
             if several is not figures:
                 columns[f"{name}, multi scale"] = several
     lines = [figures_table(columns), f"protocol: {metrics[first]['protocol']}"]
+    lines += group_lines(metrics[first])
     for other, figures in others.items():
-        against, count = figures["against"], figures["against"]["images"]
-        lines.append(
-            f"{names[given.model]} against {other}: {difference_text(against)} mIoU per image "
-            f"(p = {against['p']:.4f}, {count} image{'s' * (count != 1)})"
-        )
+        lines += difference_lines(f"{names[given.model]} against {other}", figures["against"])
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,9 @@ import tyro
 
 from setr.cli import parse, require_within
 from setr.data.layouts import is_drafted
-from setr.data.tile_folder import TILES
 from setr.errors import OK, UsageError
 from setr.init_data import REST, VAL_SHARE, DraftOptions, draft, list_names, write
+from setr.reading.made_folders import TILES
 
 MOST_FOLDS = 1000
 BESIDE = "setr.yaml"
@@ -99,7 +100,7 @@ def run(arguments: list[str]) -> int:
     if made.note:
         print(f"warning: {given.folder}: {made.note}", file=sys.stderr)
     data = str(given.folder if name == "data.yaml" else files[0])
-    data = f"./{data}" if data == "scenes" else data  # which is the built-in data set
+    data = shlex.quote(f"./{data}" if data == "scenes" else data)  # which is built in
     if name != given.name and name == BESIDE:
         print("data.yaml is of another program and stays as it is", file=sys.stderr)
     print(f"wrote {', '.join(map(str, files))}; look at the classes, then `setr doctor {data}`")

@@ -49,7 +49,8 @@ def _check_values(given: Arguments) -> None:
     from setr.prediction.rasters import parse_bands, parse_range
     from setr.protocols import Protocol, preset
 
-    require_at_least(given, 1, "pack_samples", "batch", "workers", "actors", "window", "max_pixels")
+    above_0 = ("pack_samples", "batch", "workers", "actors", "window", "short_side", "max_pixels")
+    require_at_least(given, 1, *above_0)
     require_at_least(given, 0, "min_pixels")
     require_within(given, 0, LARGEST_TOLERANCE, "tolerance")
     if given.seconds is not None:
@@ -129,7 +130,7 @@ def _check_streams(given: Arguments, streams: list[Stream], *, remote: bool) -> 
             f"resizes or mirrors images, and {maps[0]} is a GeoTIFF file, whose pixels keep their "
             "size on the ground; leave one out (--window sets its windows)"
         )
-        require_default(given, rule, "protocol", "scales", "flip")
+        require_default(given, rule, "protocol", "scales", "flip", "short_side")
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -57,10 +57,13 @@ class Arguments:
     in no polygon."""
     protocol: str | None = None
     """paper-ss, paper-ms, mmseg-ss, mmseg-ms or whole, as in `setr eval`; the model's own if not
-    given. Neither this nor --scales nor --flip is for GeoTIFF files, which are run as they are."""
+    given. GeoTIFF files are run as they are, without this, --scales, --flip and --short-side."""
     scales: Scales = None
     flip: Flip = False
     no_flip: NoFlip = False
+    short_side: int | None = None
+    """Images are first scaled to this short side in pixels, in place of the protocol's; a smaller
+    one is faster. Outputs keep the size of the image."""
     window: int | None = None
     """Run images by blended windows of so many pixels, whatever the model's protocol."""
     bands: str = ""

@@ -33,7 +33,7 @@ from setr.reading.files import expanded, one_line
 from setr.reading.storage import Storage, result_test
 from setr.scores.submissions import Submission, check_submission
 
-LATER = ("scales", "flip", "no_flip", "min_confidence")
+LATER = ("scales", "flip", "no_flip", "min_confidence", "short_side")
 """Options that enter a run's name only where they are given, so that older names stay valid."""
 LIMITS = ("max_pixels", "allow_urls", "device")
 """Options that decide which images fail."""
@@ -221,7 +221,7 @@ def _pace(given: Arguments, writer: OutputWriter) -> dict[str, Any]:
 def _loading(given: Arguments) -> dict[str, Any]:
     """Keywords of `setr.load`."""
     names = ("device", "precision", "max_pixels", "protocol", "window", "allow_urls", "scales",
-             "min_confidence")  # fmt: skip
+             "min_confidence", "short_side")  # fmt: skip
     return {name: getattr(given, name) for name in names} | {
         "flip": mirrored(flip=given.flip, no_flip=given.no_flip),
         "bands": parse_bands(given.bands),

@@ -11,6 +11,7 @@ import tyro
 
 from setr.arguments.choices import Absent
 from setr.cli import parse, require_at_least
+from setr.pages.group_tables import group_lines
 from setr.pages.tables import figures_table, report_failed
 
 
@@ -42,6 +43,10 @@ class Arguments:
     absent: Absent = "skip"
     """Classes found in neither folder: left out of the means (mmseg, Cityscapes), or counted as 0
     (ADE20K's server)."""
+    group_by: str | None = None
+    """Also Dice and IoU of each group of images, as of one patient or video; intervals are then
+    over groups. A pattern of the paths below TRUTH_DIR, as '*_{any}', in which * stands for the
+    group. --json has every group."""
     json: bool = False
     """Print the figures as JSON."""
 
@@ -65,7 +70,9 @@ def run(arguments: list[str]) -> int:
         labels,
         class_ids=given.class_ids,
         absent=given.absent,
+        group_by=given.group_by,
         progress=counting("score"),
     )
-    print(json.dumps(figures) if given.json else figures_table({"figures": figures}))
+    lines = [figures_table({"figures": figures}), *group_lines(figures)]
+    print(json.dumps(figures) if given.json else "\n".join(lines))
     return report_failed(figures)

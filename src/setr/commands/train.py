@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ def run(arguments: list[str]) -> int:
     if not is_first():
         return OK
     print(json.dumps(metrics) if given.json else figures_table(metrics))
-    out = given.config.out
+    out = shlex.quote(str(given.config.out))
     print(
         f"written to {out}; next: setr eval {out} DATA, setr predict {out} IMAGES -o OUT, "
         f"setr serve {out}",

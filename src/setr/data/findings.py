@@ -128,10 +128,13 @@ def _all_ignored(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[Fin
 
 
 def _duplicates(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[Finding]:
-    """Images that occur twice in the split; only found by a full check."""
+    """Copies of an image in the split, only found by a full check; a file named twice is none."""
     read = np.flatnonzero(scan.content)
     _, first = np.unique(scan.content[read], return_index=True)
     again = np.setdiff1d(read, read[first])
+    if len(again):
+        named = {dataset.image_name(i) for i in read[first]}
+        again = np.array([i for i in again if dataset.image_name(i) not in named], np.int64)
     text = "images are identical copies of an earlier one in the split"
     return about(dataset, "warning", text, again)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from setr.data.mask_names import masks_by_stem, separate_masks
 from setr.data.name_patterns import fitting_keys, pairs_by_pattern, require_relative
 from setr.data.pairing import MASK_FOLDERS, unique_stems
-from setr.data.tile_folder import TILES, has_tiles
 from setr.errors import DataError, UsageError
 from setr.reading.files import is_cycle, printable, stem_of, unread_text, walk_images
+from setr.reading.made_folders import made_folders
 
 IMAGE_NAMES = (
     *("images", "image", "imgs", "img", "img_dir", "jpegimages"),
@@ -42,7 +42,6 @@ _SAY_WHICH = (
     "say which files belong together, with * for what is equal in both names: "
     "--images 'IMAGE_FOLDER/*' --masks 'MASK_FOLDER/*_mask', or '*_{class}' for a mask per class"
 )
-DRAWN = "masks_drawn"
 """Folder for drawn masks."""
 SHOWN = 6
 """Folders that are named in a message."""
@@ -67,7 +66,7 @@ def usual_folders(root: Path) -> Iterator[list[tuple[str, str]]]:
 def _folders(root: Path) -> dict[str, dict[str, str]]:
     """For each folder the paths of those in it, by name in lower case."""
     found: dict[str, dict[str, str]] = {}
-    made = _made(root)
+    made = made_folders(root)
     for parent, names, _ in os.walk(root, followlinks=True):
         below = os.path.relpath(parent, root).replace(os.sep, "/")
         prefix = "" if below == "." else f"{below}/"
@@ -176,14 +175,9 @@ def require_found(
         )
 
 
-def _made(root: Path) -> tuple[str, ...]:
-    """Folders that were made here."""
-    return (DRAWN, TILES) if has_tiles(root) else (DRAWN,)
-
-
 def files_below(root: Path) -> list[str]:
     """Images and masks below the root, without those that were made here."""
-    made = tuple(f"{name}/" for name in _made(root))
+    made = tuple(f"{name}/" for name in made_folders(root))
     return [name for name in walk_images(root) if not name.startswith(made)]
 
 

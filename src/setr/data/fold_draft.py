@@ -1,37 +1,13 @@
-"""Drafts the lists of folds for cross-validation, and groups of images that stay together."""
+"""Drafts the lists of folds for cross-validation, and of splits that keep groups together."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 
-from setr.data.name_patterns import fitting_keys
 from setr.data.split_draft import MaskPair, checksum, draft_parts, known_split, list_text
 from setr.errors import SetrError, UsageError
 from setr.reading.files import printable
-
-
-def groups_of(images: Sequence[str], pattern: str) -> dict[str, str]:
-    """The group of each image: what the wildcards of a pattern stand for in its name.
-
-    Args:
-        images: relative to the folder.
-        pattern: as `images/*_{any}`; see `pairs_by_pattern`.
-
-    Raises:
-        SetrError: images that do not fit, or a single group (exit code 2).
-    """
-    keys = fitting_keys(images, pattern)
-    others = [image for image in images if image not in keys]
-    if others:
-        raise UsageError(
-            f"--group-by {pattern}: {len(others)} of {len(images)} images do not fit, as "
-            f"{printable(others[0])}; * stands for the name of the group, {{any}} for the rest"
-        )
-    groups = {image: "\n".join(key) for image, key in keys.items()}
-    if len(set(groups.values())) < 2:
-        raise UsageError(f"--group-by {pattern}: all images are in one group; it takes two or more")
-    return groups
 
 
 def grouped_lists(

@@ -22,13 +22,12 @@ from setr.processes.lock import lock_file
 from setr.processes.progress import Progress
 from setr.reading.files import cannot_write, write_rows, writing
 from setr.reading.gdal import GdalFile, gdal_driver, import_gdal
+from setr.reading.made_folders import TILE_TABLE, TILES, has_tiles
 
-TILES = "tiles"
 """Folder for the tiles."""
 SMALLEST = 64
 """Smallest side of tiles in pixels."""
 _PART = f".{TILES}.part"
-_TABLE = "tiles.csv"
 _CACHE_BYTES = 512 << 20
 """GDAL's block cache while cutting: rows of a large image are read once for all tiles in them."""
 
@@ -193,7 +192,7 @@ class TileFolder:
             "tiles that show ground of another split": len(labelled) - len(kept),
         }
         self.tiles = [tile for tile in labelled if tile in kept]
-        _write_table(self.root / _PART / _TABLE, splits)
+        _write_table(self.root / _PART / TILE_TABLE, splits)
         lists = {
             split: "".join(sorted(f"{_final(t.image)}\t{_final(t.mask)}\n" for t in tiles))
             for split, tiles in splits.items()
@@ -255,11 +254,6 @@ def locked(root: Path) -> int | None:
         ) from None
     os.close(fd)
     return None
-
-
-def has_tiles(root: Path) -> bool:
-    """Whether a folder has tiles that were cut here, which are never taken as images to cut."""
-    return (root / TILES / _TABLE).is_file()
 
 
 def names_for(images: Sequence[str]) -> dict[str, str]:

@@ -15,7 +15,6 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from setr.data.flat_pairs import DRAWN
 from setr.data.tile_folder import locked
 from setr.errors import SetrError
 from setr.images import encode_png
@@ -23,6 +22,7 @@ from setr.outlines.drawing import Drawn, Rules
 from setr.outlines.index import AnnotatedImage
 from setr.outlines.mask_files import MaskFile, Segments
 from setr.reading.files import write_bytes, writing
+from setr.reading.made_folders import DRAWN
 
 VERSION = 2
 """Of how masks are drawn."""

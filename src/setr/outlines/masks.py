@@ -16,7 +16,6 @@ from typing import NoReturn
 
 import numpy as np
 
-from setr.data.flat_pairs import DRAWN
 from setr.data.tile_folder import TileFolder, names_for
 from setr.errors import DataError, SetrError, UsageError, nearest
 from setr.labels import IGNORE, Labels
@@ -26,6 +25,7 @@ from setr.outlines.mask_store import Counts, MaskStore, counts_of
 from setr.outlines.rendering import mask_to_cut, whole_mask
 from setr.processes.progress import Progress
 from setr.processes.quota import cpus
+from setr.reading.made_folders import DRAWN
 
 SHOWN = 10
 MOST_THREADS = 8

@@ -9,6 +9,9 @@ from rich.cells import cell_len, set_cell_size
 
 from setr.errors import FAILED, OK
 
+WORTH = 0.005
+"""A gain of Dice that another threshold is named for."""
+
 
 def figures_table(metrics: dict[str, Any]) -> str:
     """Figures of each class and their means, in percent.
@@ -56,6 +59,7 @@ _MEANS = {
     "pixel_accuracy": "pixel acc.",
     "mean_accuracy": "mean accuracy",
     "frequency_weighted_iou": "freq. weighted",
+    "kappa": "Cohen's kappa",
     "image_miou": "mIoU per image",
     "boundary.iou": "boundary IoU",
     "boundary.f": "boundary F",
@@ -76,7 +80,17 @@ def _notes(figures: dict[str, Any]) -> list[str]:
     interval = _at(figures, "intervals.miou")
     if interval:
         low, high = (f"{100 * v:.2f}" for v in interval)
-        notes.append(f"mIoU 95 % interval: {low} to {high} (bootstrap over images)")
+        unit = "groups" if "groups" in figures else "images"
+        notes.append(f"mIoU 95 % interval: {low} to {high} (bootstrap over {unit})")
+    if curve := figures.get("thresholds"):
+        best, own = curve["best"], figures["dice"][curve["class"]] or 0
+        if best["dice"] > own + WORTH:
+            shown = (f"{key} {100 * best[key]:.2f}" for key in ("precision", "recall"))
+            notes.append(
+                f"{curve['class']} has its best Dice here, {100 * best['dice']:.2f} "
+                f"({', '.join(shown)}), at threshold {best['threshold']:.2f}: `setr adjust … "
+                f"--threshold {best['threshold']:.2f}`"
+            )
     absent = [name for name, value in figures["iou"].items() if value is None]
     if absent:
         rule = {

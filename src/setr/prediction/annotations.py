@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,33 +18,9 @@ from setr._extras import import_extra
 from setr.colours import hex_colour
 from setr.errors import SetrError, first_line
 from setr.labels import Labels
+from setr.prediction.ground import Georeference, pixel_areas
 from setr.prediction.polygons import Polygon, run_lengths, signed_area, simplified
 from setr.reading.vectors import wkb_polygon
-
-
-@dataclass(frozen=True)
-class Georeference:
-    """Where the pixels of a raster lie on a map.
-
-    Attributes:
-        crs: coordinate reference system as `EPSG:32633` or WKT; empty if the file names none.
-        transform: (a, b, c, d, e, f): map x = a·x + b·y + c and map y = d·x + e·y + f for pixel
-            corners x, y.
-    """
-
-    crs: str
-    transform: tuple[float, float, float, float, float, float]
-
-    def to_map(self, points: np.ndarray) -> np.ndarray:
-        """Pixel corners (N, 2) -> map coordinates (N, 2) float64."""
-        a, b, c, d, e, f = self.transform
-        return points @ np.array([[a, d], [b, e]], np.float64) + (c, f)
-
-    @property
-    def mirrors(self) -> bool:
-        """Whether turning left in pixels is turning right on the map, as where y points north."""
-        a, b, _, d, e, _ = self.transform
-        return a * e - b * d < 0
 
 
 def to_geojson(
@@ -57,13 +32,13 @@ def to_geojson(
         polygons: of one mask.
         labels: class names and colours.
         geo: if given, coordinates are on the map, with the reference system as GDAL and QGIS read
-            it; otherwise they are pixels, y down the image.
+            it, and regions have their square metres on the ground (`area_m2`); otherwise they are
+            pixels, y down the image.
     """
     features = []
-    for polygon in polygons:
+    for polygon, properties in zip(polygons, _properties(polygons, labels, geo), strict=True):
         rings = [_closed(ring, geo).tolist() for ring in polygon.rings]
         geometry = {"type": "Polygon", "coordinates": rings}
-        properties = _properties(polygon, labels)
         features.append({"type": "Feature", "properties": properties, "geometry": geometry})
     collection: dict[str, Any] = {"type": "FeatureCollection", "features": features}
     if geo is not None and geo.crs:
@@ -86,8 +61,9 @@ def to_geopackage(
     """
     raw = import_extra("pyogrio.raw", "geo", "a GeoPackage")
     outlines = [wkb_polygon([_closed(r, geo) for r in polygon.rings]) for polygon in polygons]
-    rows = [_properties(polygon, labels) for polygon in polygons]
+    rows = _properties(polygons, labels, geo)
     kinds = {"class": object, "class_id": np.int32, "color": object, "pixels": np.int64}
+    kinds |= {"area_m2": np.float64} if rows and "area_m2" in rows[0] else {}
     file = io.BytesIO()
     try:
         with warnings.catch_warnings():  # of pixels, which have no reference system
@@ -201,14 +177,25 @@ def to_labelme(
     }
 
 
-def _properties(polygon: Polygon, labels: Labels) -> dict[str, Any]:
-    """What is said of a region."""
-    return {
-        "class": labels.classes[polygon.class_id],
-        "class_id": polygon.class_id,
-        "color": hex_colour(labels.colours[polygon.class_id]),
-        "pixels": polygon.pixels,
-    }
+def _properties(
+    polygons: Sequence[Polygon], labels: Labels, geo: Georeference | None
+) -> list[dict[str, Any]]:
+    """What is said of each region; of a map also its square metres, if they are known."""
+    rows = [
+        {
+            "class": labels.classes[polygon.class_id],
+            "class_id": polygon.class_id,
+            "color": hex_colour(labels.colours[polygon.class_id]),
+            "pixels": polygon.pixels,
+        }
+        for polygon in polygons
+    ]
+    boxes = np.array([polygon.box for polygon in polygons], np.float64).reshape(-1, 4)
+    areas = None if geo is None else pixel_areas(geo, boxes[:, :2] + boxes[:, 2:] / 2)
+    if areas is not None:
+        for row, polygon, area in zip(rows, polygons, areas, strict=True):
+            row["area_m2"] = round(float(area) * polygon.pixels, 4)
+    return rows
 
 
 def _closed(ring: np.ndarray, geo: Georeference | None) -> np.ndarray:

@@ -256,7 +256,8 @@ def write_parquet(manifest: Manifest) -> str:
     columns: dict[str, Any] = {
         "name": pa.string(), "input": pa.string(), "status": pa.string(), "error": pa.string(),
         "width": pa.int32(), "height": pa.int32(), "files": pa.list_(pa.string()),
-        "classes": pa.map_(pa.string(), pa.float64()), "run": pa.string(), "stamp": pa.string(),
+        "classes": pa.map_(pa.string(), pa.float64()),
+        "area_m2": pa.map_(pa.string(), pa.float64()), "run": pa.string(), "stamp": pa.string(),
     }  # fmt: skip
     rows = [
         {
@@ -265,6 +266,7 @@ def write_parquet(manifest: Manifest) -> str:
             "input": printable(row.get("input", "")),
             "files": [printable(file) for file in row.get("files", [])],
             "classes": list(row.get("classes", {}).items()),
+            "area_m2": list(row.get("area_m2", {}).items()),
             "pack": row.get("pack", [None])[0],
         }
         for row in manifest.rows()

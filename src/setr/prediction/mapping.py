@@ -11,16 +11,23 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 from types import EllipsisType
+from typing import Any
 
 import numpy as np
 import torch
 
 from setr.inference import mask_blocks, normalize
 from setr.labels import IGNORE
-from setr.prediction.rasters import Raster, RasterWriter
-from setr.prediction.shares import class_shares, unlabel
+from setr.prediction.encoding import json_file
+from setr.prediction.ground import ClassAreas
+from setr.prediction.kinds import KINDS
+from setr.prediction.rasters import RASTER_KINDS, Raster, RasterWriter
+from setr.prediction.shares import share_table, unlabel
 from setr.predictor import Predictor
+from setr.reading.files import printable, write_bytes
 
+BLOCK_KINDS = {**RASTER_KINDS, "share": KINDS["share"]}
+"""Kinds of output that need no whole raster in memory, with the ending of the file name."""
 STRIP = 4096
 """Columns per strip; windows that straddle two strips are computed for both."""
 
@@ -49,30 +56,34 @@ def predict_raster(
     out: dict[str, Path],
     *,
     strip: int = STRIP,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Write label and confidence rasters with the georeference of the input.
 
     Args:
         predictor: the model.
         path: a GeoTIFF.
-        out: files by kind, of `rasters.RASTER_KINDS`: `mask` holds ids with the classes' colours,
-            255 where the input has no data or the class is less probable than the predictor's
-            `min_confidence`; `confidence` 0 to 255.
+        out: files by kind, of `BLOCK_KINDS`: `mask` holds ids with the classes' colours, 255 where
+            the input has no data or the class is less probable than the predictor's
+            `min_confidence`; `confidence` 0 to 255; `share` what is returned.
         strip: columns computed at a time; less takes less memory and more time.
 
     Returns:
-        Share of the data per class, largest first; what is missing to 1 is unlabelled.
+        As `Result.share`, of the whole raster; `mean_confidence` only with one of the kinds that
+        have it.
 
     Raises:
         SetrError: as `Raster`, or a file that cannot be written; then none appears.
     """
     labels, least = predictor.info.labels, predictor.min_confidence
-    counts, unsure = np.zeros(256, np.int64), 0
+    counts, unsure, total = np.zeros(256, np.int64), 0, 0.0
+    is_sure_known = bool(out.keys() & {"confidence", "share"})
     with predictor.reads.open_raster(path) as raster:
         H, W = raster.shape
+        areas = ClassAreas(raster.geo, len(labels.classes))
         writers = {
             kind: RasterWriter(file, (H, W), raster.geo, labels if kind == "mask" else None)
             for kind, file in out.items()
+            if kind in RASTER_KINDS
         }
         with ExitStack() as stack:
             stack.enter_context(predictor.computing())
@@ -86,20 +97,34 @@ def predict_raster(
                     _Pixels(raster, predictor),
                     predictor.raster_protocol,
                     columns=columns,
-                    with_confidence="confidence" in out or least > 0,
+                    with_confidence=is_sure_known or least > 0,
                 ):
                     mask = ids[0].cpu().numpy()
                     below = row + len(mask)
                     mask[~raster.has_data((row, below), columns)] = IGNORE
                     if sure is not None:
                         confidence = sure[0].float().cpu().numpy()
+                        total += float(confidence.sum(dtype=np.float64))
                     if least > 0:
                         unsure += unlabel(mask, confidence, least)
                     counts += np.bincount(mask.ravel(), minlength=256)
+                    areas.add(mask, row, left)
                     if "mask" in writers:
                         writers["mask"].write(mask, row, left)
                     if "confidence" in writers:
                         grey = np.rint(confidence * 255).astype(np.uint8)
                         writers["confidence"].write(grey, row, left)
                     row = below
-    return class_shares(counts, labels.classes, unsure)
+    table = share_table(
+        printable(raster.name),
+        (H, W),
+        total / (H * W) if is_sure_known else None,
+        counts,
+        labels.classes,
+        unsure=unsure,
+        min_confidence=least,
+        areas=areas.by_class(labels.classes),
+    )
+    if "share" in out:
+        write_bytes(out["share"], json_file(table))
+    return table

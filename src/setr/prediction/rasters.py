@@ -17,7 +17,7 @@ import numpy as np
 from setr.bands import Bands, Range, as_bytes, fitting_ranges
 from setr.errors import SetrError, UsageError
 from setr.labels import IGNORE, Labels
-from setr.prediction.annotations import Georeference
+from setr.prediction.ground import Georeference
 from setr.reading.files import part_of, writing
 from setr.reading.gdal import CACHE_BYTES, GdalFile, gdal_reason, import_gdal
 

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 from setr.errors import UsageError
 from setr.prediction.filming import VideoReport, predict_video
 from setr.prediction.live import is_live, live_name
-from setr.prediction.mapping import predict_raster
+from setr.prediction.mapping import BLOCK_KINDS, predict_raster
 from setr.prediction.outputs import with_ending, write
-from setr.prediction.rasters import RASTER_KINDS
 from setr.prediction.shares import largest
 from setr.prediction.video import is_video
 from setr.predictor import Predictor
@@ -59,8 +58,8 @@ class StreamReport(NamedTuple):
     Attributes:
         files: files and folders written.
         text: one-line summary.
-        facts: entries of the manifest: of videos `frames`, of live ones also `dropped`,
-            `reconnects` and, if they ended by themselves, `ended`.
+        facts: entries of the manifest: of images size, shares and areas; of videos `frames`, of
+            live ones also `dropped`, `reconnects` and, if they ended by themselves, `ended`.
     """
 
     files: list[Path]
@@ -156,14 +155,24 @@ def predict_stream(
             **options,
         )
         return _video_report(report, stream, predictor.min_confidence)
-    if not is_url(stream.source) and set(kinds) <= set(RASTER_KINDS):
-        files = {kind: with_ending(stem, RASTER_KINDS[kind]) for kind in kinds}
-        shares = predict_raster(predictor, stream.source, files)
-        text = f"GeoTIFF: {largest(shares, predictor.min_confidence)}"
-        return StreamReport(list(files.values()), text, {})
+    if not is_url(stream.source) and set(kinds) <= set(BLOCK_KINDS):
+        files = {kind: with_ending(stem, BLOCK_KINDS[kind]) for kind in kinds}
+        found = predict_raster(predictor, stream.source, files)
+        top = largest(found["shares"], predictor.min_confidence, found.get("area_m2"))
+        return StreamReport(list(files.values()), f"GeoTIFF: {top}", _image_facts(found))
     result = predictor.predict(stream.source)
     result.name = stream.below.as_posix()
-    return StreamReport(write(result, stem, kinds, **options), repr(result), {})
+    facts = _image_facts(result.share())
+    return StreamReport(write(result, stem, kinds, **options), repr(result), facts)
+
+
+def _image_facts(share: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of the manifest for one image, from what a `share` file holds."""
+    height, width = share["size"]
+    rounded = {name: round(value, 6) for name, value in share["shares"].items()}
+    facts = {"width": width, "height": height, "classes": rounded}
+    areas = {name: round(area, 4) for name, area in share.get("area_m2", {}).items()}
+    return facts | ({"area_m2": areas} if areas else {})
 
 
 def _video_report(report: VideoReport, stream: Stream, min_confidence: float) -> StreamReport:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from setr.bands import Bands, read_pixels
+from setr.bands import Bands, as_bytes, fitting_ranges, read_pixels
 from setr.errors import SetrError
 from setr.images import from_pillow
 from setr.reading.pillow import MAX_PIXELS, Named
@@ -33,7 +33,8 @@ def as_image(
         max_pixels: larger images are refused, files by their header.
         allow_urls: download URLs.
         bands: bands to read from a file instead of RGB. Arrays and tensors must then have these
-            channels, in the same order and scaled by the same ranges; Pillow images are refused.
+            channels, in the same order; bytes are scaled by the same ranges already, an array of
+            another type (16 bits, floats) is scaled here. Pillow images are refused.
 
     Raises:
         SetrError: unreadable, too large, or an unsupported source.
@@ -59,11 +60,22 @@ def as_image(
     array = _from_tensor(source, channels, kinds) if is_tensor else _from_array(source, kinds)
     if array.ndim == 2 and (bands is None or channels == 1):
         array = np.repeat(array[..., None], channels, axis=2)
+    if bands is not None and array.ndim == 3 and array.shape[2] == channels:
+        array = _scaled(array, bands)
     if array.ndim != 3 or array.shape[2] != channels or array.dtype != np.uint8 or not array.size:
         raise SetrError(f"array {array.shape} {array.dtype}: give {kinds}")
     if array.shape[0] * array.shape[1] > max_pixels:
         raise SetrError(f"array {array.shape}: above the limit of {max_pixels:,} pixels")
     return np.ascontiguousarray(array)
+
+
+def _scaled(array: np.ndarray, bands: Bands) -> np.ndarray:
+    """Values of other types as uint8, by the ranges of the bands; bytes are scaled already."""
+    if array.dtype == np.uint8 or array.dtype.kind not in "uif":
+        return array
+    kinds = (array.dtype.name,) * array.shape[2]
+    ranges = fitting_ranges("array", kinds, range(1, array.shape[2] + 1), bands.ranges)
+    return as_bytes(array.transpose(2, 0, 1), ranges)
 
 
 def _from_array(source: Any, kinds: str) -> np.ndarray:

@@ -21,6 +21,7 @@ from typing import Any
 
 from setr.errors import SetrError, UsageError, first_line
 from setr.reading.heif import HEIF_SUFFIXES, INSTALL, heif_package
+from setr.reading.made_folders import made_folders
 
 _HEIF_READ = HEIF_SUFFIXES if heif_package() else frozenset[str]()
 IMAGE_SUFFIXES = _HEIF_READ | frozenset(
@@ -256,12 +257,15 @@ def is_cycle(folder: Path, name: str) -> bool:
 def expanded(source: str, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[tuple[str, str]]:
     """The files of a file, folder or glob: path and name relative to the source.
 
-    A folder is searched recursively for files with the given suffixes. In a glob, `**` matches any
+    A folder is searched recursively for files with the given suffixes, without the masks and tiles
+    that `setr init-data` wrote into it. In a glob, `**` matches any
     folders, and names are relative to the part before the first wildcard. Both are sorted and skip
     hidden files. Anything else is returned as it is, even if it does not exist.
     """
     if os.path.isdir(source):
-        return [(os.path.join(source, n), n) for n in walk_images(Path(source), suffixes)]
+        made = tuple(f"{name}/" for name in made_folders(Path(source)))
+        found = walk_images(Path(source), suffixes)
+        return [(os.path.join(source, n), n) for n in found if not n.startswith(made)]
     if os.path.lexists(source) or not glob.has_magic(source):
         return [(source, os.path.basename(source))]
     base = os.path.dirname(re.split(r"[*?[]", source)[0])

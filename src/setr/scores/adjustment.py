@@ -85,6 +85,27 @@ def find_offsets(
     return best_offsets(scores, truth) if pixels is None else best_by_iou(scores, truth, pixels)
 
 
+def threshold_offsets(threshold: float, pixels: np.ndarray) -> np.ndarray:
+    """Offsets (2,) by which the rarer of two classes wins from this probability on.
+
+    Args:
+        threshold: above 0 and below 1; 0.5 changes nothing.
+        pixels: (2,) labelled pixels of each class; of equal ones, the second class is the rarer.
+
+    Raises:
+        SetrError: more classes, or another threshold.
+    """
+    if len(pixels) != 2:
+        raise UsageError(
+            f"threshold {threshold:g}: is for models of two classes, and this one has "
+            f"{len(pixels)}; leave it out to raise the mIoU"
+        )
+    if not 0 < threshold < 1:
+        raise UsageError(f"threshold {threshold:g}: give more than 0 and less than 1")
+    raised = np.log((1 - threshold) / threshold) / 2
+    return np.array([raised, -raised] if pixels[0] < pixels[1] else [-raised, raised], np.float32)
+
+
 def shift_logits(model: SETR, offsets: np.ndarray) -> None:
     """Add offsets (K,) to the logits of a model in place, in the bias of its last layer."""
     bias = class_biases(model)

@@ -40,7 +40,7 @@ class Bootstrap:
         """Count one image.
 
         Args:
-            index: of the image in the split.
+            index: of the image in the split, or of its group; images of a group are drawn together.
             matrix: its confusion matrix (K, K+1), truth in rows.
         """
         rng = np.random.default_rng((self.seed, index))
@@ -98,6 +98,17 @@ def _interval(values: np.ndarray, level: float, images: float) -> list[float] | 
     tail = (1 - level) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return [float(low), float(high)]
+
+
+def mean_interval(values: np.ndarray, *, rounds: int = 10_000, seed: int = 0) -> list[float] | None:
+    """Bootstrap 95 % interval [low, high] of the mean of values (N,); None for fewer than two."""
+    drawn = np.random.default_rng(seed)
+    count = len(values)
+    means = [
+        values[drawn.integers(0, count, (min(500, rounds - start), count))].mean(axis=1)
+        for start in range(0, rounds if count > 1 else 0, 500)
+    ]
+    return _interval(np.concatenate(means), 0.95, count) if means else None
 
 
 def paired_difference(

@@ -21,9 +21,11 @@ from setr.labels import IGNORE
 from setr.metrics import ConfusionMatrix, summarize
 from setr.processes.quota import cpus
 from setr.scores.boundary import BoundaryCounts
+from setr.scores.by_group import GroupCounts, Groups
 from setr.scores.calibration import Calibration
 from setr.scores.intervals import STEPS, Bootstrap, image_miou
-from setr.scores.regions import RegionRecall
+from setr.scores.regions import RegionCounts
+from setr.scores.thresholds import Thresholds
 
 THREADS = min(4, cpus())
 """They count boundaries and regions, up to seconds per image, while the model runs the next."""
@@ -41,6 +43,7 @@ class Scorecard:
             only the confusion matrix.
         absent: how means treat classes that occur in neither truth nor prediction, see
             `setr.metrics`.
+        groups: of the images; intervals are then over groups, and there are figures of each.
 
     Raises:
         SetrError: another value for `absent`.
@@ -53,6 +56,7 @@ class Scorecard:
         *,
         detailed: bool = True,
         absent: Absent = "skip",
+        groups: Groups | None = None,
     ) -> None:
         if absent not in get_args(Absent):
             raise UsageError(f"absent {absent!r}: give {' or '.join(get_args(Absent))}")
@@ -63,10 +67,12 @@ class Scorecard:
         self.totals = np.zeros(3, dtype=np.int64)
         self.failed: list[str] = []
         self.calibration = Calibration(device=device)
-        self._boundary, self._regions = BoundaryCounts(K), RegionRecall(K)
+        self.thresholds = Thresholds(device) if K == 2 else None
+        self.groups = GroupCounts(groups, K) if groups else None
+        self._boundary, self._regions = BoundaryCounts(K), RegionCounts(K)
         self._threads = ThreadPoolExecutor(THREADS, "score")  # they end with this object
         # pixels of each submitted image and its counts
-        self._pending: deque[tuple[int, Future[tuple[np.ndarray, np.ndarray]]]] = deque()
+        self._pending: deque[tuple[int, Future[tuple[BoundaryCounts, RegionCounts]]]] = deque()
         self.bootstrap = Bootstrap(K, replicates=1000 if detailed else 1)
 
     @property
@@ -76,7 +82,7 @@ class Scorecard:
         return self._boundary
 
     @property
-    def regions(self) -> RegionRecall:
+    def regions(self) -> RegionCounts:
         """Region counts of all images so far."""
         self._collect(0)
         return self._regions
@@ -85,8 +91,9 @@ class Scorecard:
         """Add finished counts until at most `max_pixels` are pending."""
         while sum(pixels for pixels, _ in self._pending) > max_pixels:
             boundary, regions = self._pending.popleft()[1].result()
-            self._boundary.counts += boundary
-            self._regions.counts += regions
+            self._boundary.counts += boundary.counts
+            self._regions.counts += regions.counts
+            self._regions.matches += regions.matches
 
     def update(
         self, index: int, prediction: Tensor, truth: Tensor, confidence: Tensor | None = None
@@ -112,15 +119,21 @@ class Scorecard:
         self.totals[0] += 1
         if miou is not None:
             self.totals[1:] += 1, round(miou * STEPS)
+        if self.groups:
+            self.groups.update(index, matrix)
         if self.detailed:
-            self.bootstrap.update(index, matrix)
+            sampled = self.groups.groups.of_image[index] if self.groups else index
+            self.bootstrap.update(sampled, matrix)
             arrays = prediction.cpu().numpy(), truth.cpu().numpy()
             counting = self._threads.submit(_boundary_and_regions, K, *arrays)
             self._pending.append((truth.numel(), counting))
             self._collect(AHEAD_PIXELS)
             if confidence is not None:
                 labelled = truth != IGNORE
-                self.calibration.update(confidence[labelled], (prediction == truth)[labelled])
+                sure, ids, true = confidence[labelled], prediction[labelled], truth[labelled]
+                self.calibration.update(sure, ids == true)
+                if self.thresholds:
+                    self.thresholds.update(ids, true, sure)
         pixels = matrix.sum()
         accuracy = float(np.trace(matrix) / pixels) if pixels else None
         return {"miou": miou, "pixel_accuracy": accuracy}
@@ -133,13 +146,16 @@ class Scorecard:
         """Sum the counts over all processes, if there are several."""
         if world() == 1:
             return
-        arrays = [self.totals, self.boundary.counts, self.regions.counts,
+        arrays = [self.totals, self.boundary.counts, self.regions.counts, self.regions.matches,
                   self.bootstrap.counts, self.bootstrap.images]  # fmt: skip
+        arrays += [self.groups.counts, self.groups.images] if self.groups else []
         for array in arrays:
             tensor = torch.from_numpy(array).to(self.confusion.counts.device)
             array[...] = add_up(tensor).cpu().numpy()
         add_up(self.confusion.counts)
         add_up(self.calibration.counts)
+        if self.thresholds:
+            add_up(self.thresholds.counts)
         self.failed = sorted(problem for part in gather(self.failed) for problem in part)
 
     def summary(self) -> dict[str, Any]:
@@ -147,12 +163,15 @@ class Scorecard:
 
         Returns:
             Those of `summarize`, `images` (number counted), `failed` (a line per unreadable image),
-            and if detailed `image_miou`, `intervals`, `boundary`, `recall_by_size`, `confusion`
-            and, where confidences were given, `calibration`.
+            with groups `groups`, and if detailed `image_miou`, `intervals`, `boundary`,
+            `recall_by_size`, `regions`, `confusion` and, where confidences were given,
+            `calibration` and, of two classes, `thresholds`.
         """
         figures = summarize(self.confusion.matrix, self.classes, absent=self.absent)
         images, labelled, steps = (int(n) for n in self.totals)
         figures |= {"images": images, "failed": self.failed}
+        if self.groups:
+            figures["groups"] = self.groups.summary(self.classes)
         if not self.detailed:
             return figures
         figures |= {
@@ -160,19 +179,22 @@ class Scorecard:
             "intervals": self.bootstrap.summary(absent=self.absent),
             "boundary": self.boundary.summary(self.classes),
             "recall_by_size": self.regions.summary(),
+            "regions": self.regions.by_class(self.classes),
             "confusion": self.confusion.matrix.tolist(),
         }
         calibration = self.calibration.summary()
         if calibration["ece"] is not None:
             figures["calibration"] = calibration
+            curve = self.thresholds.summary(self.classes) if self.thresholds else None
+            figures |= {"thresholds": curve} if curve else {}
         return figures
 
 
 def _boundary_and_regions(
     K: int, prediction: np.ndarray, truth: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of `BoundaryCounts` and of `RegionRecall` for one image."""
-    boundary, regions = BoundaryCounts(K), RegionRecall(K)
+) -> tuple[BoundaryCounts, RegionCounts]:
+    """Counts for one image."""
+    boundary, regions = BoundaryCounts(K), RegionCounts(K)
     boundary.update(prediction, truth)
     regions.update(prediction, truth)
-    return boundary.counts, regions.counts
+    return boundary, regions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 from setr.config import Config
@@ -42,7 +43,8 @@ def named_config(name: str) -> Config:
 
 
 def _train_on(data: str) -> str:
-    return f"to train on this data: setr auto {data}, or setr train finetune --data.root {data}"
+    named = shlex.quote(data)
+    return f"to train on this data: setr auto {named}, or setr train finetune --data.root {named}"
 
 
 def _describes_data(path: Path) -> bool:

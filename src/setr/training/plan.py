@@ -6,6 +6,7 @@ and changed without this module.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -98,6 +99,26 @@ def scale_choices(
         chosen["model.no-aux"] = ()
         chosen["train.batch-size"] = (4,)
     return chosen
+
+
+def shrinking(config: Config, data: Extent, patch: int) -> str:
+    """What is said of images that are scaled to half their size or less; empty for others.
+
+    Args:
+        config: settings with the image size that was chosen.
+        data: the training split.
+        patch: patch size of the encoder in pixels.
+    """
+    short = config.data.short_side
+    if short is None or 2 * short > data.short:
+        return ""
+    height, width = config.data.crop_size
+    return (
+        f"images are scaled to a short side of {short} pixels to save time; a patch of the encoder "
+        f"then covers {round(patch * data.short / short)} of their pixels a side, and things "
+        f"thinner than about {math.ceil(data.short / short)} may vanish. For small or thin things, "
+        f"keep the size: --data.short-side {data.short} --eval.window {height} {width} (slower)"
+    )
 
 
 def length_choices(

@@ -227,7 +227,7 @@ class Run:
         if self.saved or self._save():
             say(
                 f"the state of step {self.step} is saved; once the cause of what follows is gone, "
-                f"`setr train {self.folder.out} --resume` continues from it"
+                f"`{self.folder.resumed_by}` continues from it"
             )
 
     def _interruption(self, saved: bool) -> SetrError:
@@ -240,7 +240,7 @@ class Run:
         if not (saved or states(self.folder.last)):
             return f"{stopped}, which could not be saved; `setr train` with --overwrite starts anew"
         note = "" if saved else " from the state before, since this one was not saved"
-        return f"{stopped}; continue with `setr train {self.folder.out} --resume`{note}"
+        return f"{stopped}; continue with `{self.folder.resumed_by}`{note}"
 
     def train_step(self, images: Tensor, masks: Tensor) -> dict[str, float]:
         """One optimiser step on this process's share of a batch; the values to log."""
@@ -268,7 +268,7 @@ class Run:
             raise together(
                 SetrError(
                     f"{self.folder.out}: no model could be written, as said above; free the disk, "
-                    f"then `setr train {self.folder.out} --resume` tests and writes it"
+                    f"then `{self.folder.resumed_by}` tests and writes it"
                 )
             )
         if self.config.train.adjust_logits or self.best.is_adjusted():

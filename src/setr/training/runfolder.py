@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,9 @@ class RunFolder:
         trackers: names of trackers besides the built-in ones.
         own_trackers: builders of further trackers.
 
+    Attributes:
+        resumed_by: the command that continues the run.
+
     Raises:
         SetrError: the folder is not empty, and neither `resume` nor `overwrite` is set; there is no
             state to resume from; another process uses the folder; it is not writable; a tracker is
@@ -62,6 +66,7 @@ class RunFolder:
         on_first(lambda: require(trackers))
         self.out, self.last, self.lock = out, out / LAST, Lock(out)
         self.tracker_names, self.own_trackers = trackers, own_trackers
+        self.resumed_by = f"setr train {shlex.quote(str(out))} --resume"
         self.trackers = list[Tracker]()
         again = any_of(restarted())  # by the launcher, with the original command
         if resume and overwrite:
