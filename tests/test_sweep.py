@@ -321,8 +321,9 @@ def test_the_command_fails_if_a_trial_did(tmp_path, monkeypatch, capsys):
     assert "the best model" not in err
 
 
-def test_metrics_that_are_no_json_are_named(base):
+def test_metrics_that_cannot_be_read_are_named(base):
     (trial,) = setr.sweep(base, {"data.flip": [0]})
-    (trial.run / "metrics.json").write_text("{")
-    with pytest.raises(SetrError, match="not JSON"):
-        setr.sweep(base, {"data.flip": [0]})
+    for text in ("{", "[]", "{}", '{"steps": 1, "seconds": 1, "single_scale": 3}'):
+        (trial.run / "metrics.json").write_text(text)
+        with pytest.raises(SetrError, match="not the metrics of a run"):
+            setr.sweep(base, {"data.flip": [0]})

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-import json
 import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from setr.engine import train
 from setr.errors import FAILED, INTERRUPTED, SetrError, UsageError
 from setr.processes.lock import open_locked
 from setr.reading.files import write_bytes, writing
+from setr.reading.parsed import json_of
 from setr.trackers import Tracker, read_lines
 from setr.training.build import require_buildable
 from setr.training.runfolder import LAST
@@ -212,11 +212,14 @@ def _require_same(trial: Trial) -> None:
 def _metrics(trial: Trial) -> dict[str, Any] | None:
     path = trial.run / "metrics.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except FileNotFoundError:
         return None
-    except ValueError:
-        raise SetrError(f"{path}: not JSON; remove {trial.run} to train it again") from None
+    with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):
+        values = json_of(text)
+        if {"steps", "seconds"} <= values.keys() and "miou" in values["single_scale"]:
+            return values
+    raise SetrError(f"{path}: not the metrics of a run; remove {trial.run} to train it again")
 
 
 @contextlib.contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ from rich.cells import cell_len, set_cell_size
 
 from setr.pages.charts import svg
 from setr.pages.page import escape, table, tiles, write_page
-from setr.reading.files import one_line, write_bytes
+from setr.reading.files import one_line, write_rows
 from setr.trials import Compared, Trial, compared
 from setr.variations import LOGARITHMIC, short, value_text
 
@@ -91,15 +89,11 @@ def _run(trial: Trial) -> dict[str, Any]:
 
 def write_results_csv(path: Path, trials: Sequence[Trial]) -> None:
     """A row for each training, in the order of the trials; fractions of 1, empty if unknown."""
-    text = io.StringIO()
     rows = [
         {name: value_text(value) for name, value in trial.variation.items()} | _run(trial)
         for trial in trials
     ]
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_bytes(path, text.getvalue().encode())
+    write_rows(path, [list(rows[0]), *(row.values() for row in rows)])
 
 
 def write_sweep(path: Path, title: str, trials: Sequence[Trial]) -> None:
