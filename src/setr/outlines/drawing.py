@@ -183,7 +183,7 @@ def draw(shapes: Sequence[Shape], size: tuple[int, int], rules: Rules) -> Drawn:
 
     def area(drawn: tuple[Part, Cover]) -> float:
         part, cover = drawn
-        return part.area(size) if isinstance(part, Ring) else np.count_nonzero(cover.inside)
+        return part.area(size) if isinstance(part, Ring) else int(np.count_nonzero(cover.inside))
 
     drawn = [(shape.name, [(part, part.cover(size)) for part in shape.parts]) for shape in shapes]
     drawn = in_order(drawn, rules, area)
