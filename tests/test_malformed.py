@@ -31,6 +31,7 @@ from setr.trackers import CsvTable
 
 from .conftest import write_scene_folders
 from .test_outlines import labelme, photo, put, refused, shape, square
+from .test_outlines_annotators import darwin, paths, percent, result, task
 
 PAPER = "cityscapes_setr_pup_large_80k"
 
@@ -157,6 +158,20 @@ def test_what_is_wrong_is_said_without_python(tmp_path, value, said):
     message = refused(tmp_path)
     assert said in message
     assert "Error" not in message
+
+
+@pytest.mark.parametrize("value", [[1, 2, 3], "a", [], ""])
+def test_annotations_that_are_no_tables(tmp_path, value):
+    """They are not passed over, as annotations without an area are."""
+    for name in "ab":
+        photo(tmp_path / f"{name}.jpg")
+    ring = result("polygonlabels", "wall", points=percent(square(0, 0, 10)))
+    put(tmp_path / "x.json", [task("a.jpg", ring, value)])
+    assert "x.json: task 1 is not valid Label Studio JSON (a value is of another" in refused(
+        tmp_path
+    )
+    put(tmp_path / "x.json", darwin("a.jpg", paths("wall", square(0, 0, 10)), value))
+    assert "x.json: annotation 2 is broken" in refused(tmp_path)
 
 
 def test_faults():
