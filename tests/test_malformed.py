@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from setr.images import encode_png
 from setr.labels import Labels, known_labels
 from setr.outlines.index import AnnotatedFolder, ImageIndex
 from setr.outlines.layers import Layers
+from setr.prediction.inputs import find_items
 from setr.prediction.manifest import Manifest, write_parquet
+from setr.prediction.video import VideoReader
 from setr.reading.parsed import BROKEN, fault_of
 from setr.reading.storage import Storage
 from setr.recipes import recipe
@@ -27,6 +31,7 @@ from setr.trackers import CsvTable
 
 from .conftest import write_scene_folders
 from .test_outlines import labelme, photo, put, refused, shape, square
+from .test_outlines_annotators import darwin, paths, percent, result, task
 
 PAPER = "cityscapes_setr_pup_large_80k"
 
@@ -153,6 +158,20 @@ def test_what_is_wrong_is_said_without_python(tmp_path, value, said):
     message = refused(tmp_path)
     assert said in message
     assert "Error" not in message
+
+
+@pytest.mark.parametrize("value", [[1, 2, 3], "a", [], ""])
+def test_annotations_that_are_no_tables(tmp_path, value):
+    """They are not passed over, as annotations without an area are."""
+    for name in "ab":
+        photo(tmp_path / f"{name}.jpg")
+    ring = result("polygonlabels", "wall", points=percent(square(0, 0, 10)))
+    put(tmp_path / "x.json", [task("a.jpg", ring, value)])
+    assert "x.json: task 1 is not valid Label Studio JSON (a value is of another" in refused(
+        tmp_path
+    )
+    put(tmp_path / "x.json", darwin("a.jpg", paths("wall", square(0, 0, 10)), value))
+    assert "x.json: annotation 2 is broken" in refused(tmp_path)
 
 
 def test_faults():
@@ -289,3 +308,128 @@ def test_more_classes_than_ids(tmp_path, capsys, monkeypatch, options):
     assert "9999999999 classes: give 1 to 255" in failure(
         USAGE, "score", tmp_path, tmp_path, *options, capsys=capsys
     )
+
+
+# --- shards ---------------------------------------------------------------------------------------
+
+
+def changed(value: Any, place: tuple[Any, ...], new: Any) -> Any:
+    """A copy of nested values with one replaced, or without it if `new` is `...`."""
+    if not place:
+        return new
+    first, *rest = place
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    if new is ... and not rest:
+        del copy[first]
+    else:
+        copy[first] = changed(copy[first], tuple(rest), new)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    root = tmp_path_factory.mktemp("shards")
+    data = write_scene_folders(root / "data", {"train": 3, "val": 1}, size=16)
+    assert main(["shard", str(data), str(root / "out"), "--samples", "2"]) == OK
+    return root / "out"
+
+
+SPLIT = ("splits", "train")
+
+
+@pytest.mark.parametrize(
+    ("place", "new"),
+    [
+        (("name",), ...),
+        (("name",), float("nan")),
+        (("splits",), "x"),
+        ((*SPLIT, "labels"), "x"),
+        ((*SPLIT, "labels", "classes", 0), HALF),
+        ((*SPLIT, "shards", 0, "samples"), ...),
+        ((*SPLIT, "shards", 0, "samples"), 10**12),
+        ((*SPLIT, "shards", 0, "samples"), 1),
+        ((*SPLIT, "shards", 0, "samples"), float("nan")),
+    ],
+)
+def test_descriptions_of_shards_that_are_none(shards, tmp_path, place, new):
+    shutil.copytree(shards, tmp_path, dirs_exist_ok=True)
+    values = json.loads((tmp_path / "shards.json").read_text())
+    (tmp_path / "shards.json").write_text(json.dumps(changed(values, place, new)))
+    with pytest.raises(SetrError) as caught:
+        open_dataset(str(tmp_path), "train")
+    assert str(caught.value).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["shard", "start", "size", "crc", "names"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda array: array[:0],
+        lambda array: array[:-1],
+        lambda array: array[None],
+        lambda array: array.astype(float) / 2,
+        lambda array: -array.astype(np.int64) - 1,
+        lambda array: np.array(["x"]),
+    ],
+)
+def test_an_index_of_shards_that_is_none(shards, tmp_path, name, change):
+    """Its checksum is right, as that of an index which another program wrote."""
+    shutil.copytree(shards, tmp_path, dirs_exist_ok=True)
+    arrays = dict(np.load(tmp_path / "train.npz"))
+    arrays[name] = change(arrays[name])
+    np.savez(tmp_path / "train.npz", **arrays)
+    values = json.loads((tmp_path / "shards.json").read_text())
+    crc = zlib.crc32((tmp_path / "train.npz").read_bytes())
+    values = changed(values, (*SPLIT, "crc"), crc)
+    (tmp_path / "shards.json").write_text(json.dumps(values))
+    if name == "names" and arrays[name].dtype == np.uint8 and arrays[name].ndim == 2:
+        assert len(open_dataset(str(tmp_path), "train")) == 3  # the same bytes
+        return
+    with pytest.raises(SetrError, match="not shards written by setr shard"):
+        open_dataset(str(tmp_path), "train")
+
+
+# --- videos and lists of images -------------------------------------------------------------------
+
+
+def test_libraries_say_nothing_about_a_broken_video(tmp_path, capfd):
+    """OpenCV's reader of AVI files would print bytes of them on the terminal."""
+    head = b"RIFF\x10\0\0\0AVI LIST\0\0"
+    (tmp_path / "a.avi").write_bytes(head + bytes(range(256)) * 8)
+    with (
+        pytest.raises(SetrError, match="not a video in a known format"),
+        VideoReader(tmp_path / "a.avi"),
+    ):
+        pass
+    assert capfd.readouterr().err == ""
+
+
+def test_a_list_of_images_that_names_itself(tmp_path, monkeypatch):
+    """As `ls > images.txt` writes it."""
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "images.txt", "a.png\nother.txt\n")
+    put(tmp_path / "other.txt", "images.txt\n")
+    with pytest.raises(SetrError, match=r"images\.txt: this list names itself; remove that line"):
+        find_items(["images.txt"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_of_images_as_windows_writes_them(tmp_path, monkeypatch, encoding):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images.txt").write_text("a.png\nb\0.png\n", encoding=encoding)
+    found = find_items(["images.txt"])
+    assert [(item.place, item.stamp) for item in found] == [
+        ("a.png", "missing"),
+        ("b\0.png", "missing"),
+    ]
+
+
+def test_a_list_in_utf_16_that_is_cut_off(tmp_path):
+    data = write_scene_folders(tmp_path, {"train": 2, "val": 1})
+    text = "images/train/scene_000.png labels/train/scene_000.png\n".encode("utf-16")
+    (data / "train.txt").write_bytes(text[:-3])
+    with (data / "data.yaml").open("a") as file:
+        file.write("train: train.txt\nval: images/val\n")
+    dataset = open_dataset(str(data), "train")
+    with pytest.raises(SetrError, match="no such file"):
+        dataset.load(0)

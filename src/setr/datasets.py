@@ -195,7 +195,7 @@ def _with_encoding(given: Labels | str | None, implied: str | None) -> Labels | 
 def _open_shards(path: str, split: str, bands: Bands | None) -> Dataset:
     """Open shards, which contain their classes and bands."""
     shards = Shards(path, split)
-    name, labels = shards.description["name"], Labels.from_dict(shards.labels)
+    name = shards.name
     pairs = NamedPairs(Path(name, split), shards.names, ":mask")
-    bands = Bands.of(shards.description) or bands
-    return ShardDataset(name, split, labels, pairs, (), shards, bands=bands)
+    bands = shards.bands or bands
+    return ShardDataset(name, split, shards.labels, pairs, (), shards, bands=bands)

@@ -22,9 +22,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from setr.arguments.typed import typed
+from setr.bands import Bands
 from setr.data.pairing import NoSplitError
 from setr.data.pairs import Strings
 from setr.errors import USAGE, DataError, SetrError, UsageError, first_line
+from setr.labels import Labels
 from setr.reading.parsed import BROKEN, fault_of, json_of
 from setr.reading.storage import file_system
 
@@ -58,8 +61,9 @@ class Shards:
         self._process = os.getpid()
         try:
             self._open(split)
-        except SetrError:
-            raise
+        except SetrError as error:
+            named = str(error).startswith(self.root)
+            raise error if named else SetrError(f"{root}/{INDEX}: {error}") from None
         except (OSError, BadZipFile, *BROKEN) as error:
             raise SetrError(
                 f"{root}: not shards written by setr shard ({fault_of(error)})"
@@ -68,14 +72,16 @@ class Shards:
     def _open(self, split: str) -> None:
         """Read the description and the index of the split, and check the shards."""
         root = self.root
-        self.description = self._description()
-        splits = self.description["splits"]
+        description = self._description()
+        splits = dict(description["splits"])
         if split not in splits:
             raise NoSplitError(
                 f"{root}: no split '{split}'; it has {', '.join(splits)}", code=USAGE
             )
+        self.name = typed(str, description["name"], "name")
         # older shards have one label map for all splits
-        self.labels: dict[str, Any] = splits[split].get("labels") or self.description["labels"]
+        self.labels = Labels.from_dict(splits[split].get("labels") or description["labels"])
+        self.bands = Bands.of(description)
         self.shards: list[dict[str, Any]] = splits[split]["shards"]
         data = self._read(splits[split]["index"])
         self.content = zlib.crc32(data)
@@ -88,11 +94,25 @@ class Shards:
                 arrays[name] for name in ("shard", "start", "size", "crc")
             )
             self.names = Strings(arrays["names"].tobytes().decode().split("\n")[:-1])
+        self._require_fitting()
         for shard in self.shards:
             size = self._size(shard["file"])
             if size != shard["bytes"]:
                 what = "missing" if size < 0 else f"{size:,} of {shard['bytes']:,} bytes"
                 raise DataError(f"{self.root}/{shard['file']}: {what}; copy it again")
+
+    def _require_fitting(self) -> None:
+        """Raise `ValueError` if the index and the list of shards contradict each other."""
+        counts = [typed(int, shard["samples"], "samples") for shard in self.shards]
+        total = sum(counts)
+        shapes = {"shard": (total,), **dict.fromkeys(("start", "size", "crc"), (total, 2))}
+        for name, shape in shapes.items():
+            array = getattr(self, name)
+            if array.shape != shape or array.dtype.kind not in "iu" or (array < 0).any():
+                raise ValueError(f"'{name}' of the index is not for {total} samples")
+        numbers = np.repeat(np.arange(len(counts)), counts)
+        if not np.array_equal(self.shard, numbers) or len(self.names) != total:
+            raise ValueError("the index is of other shards")
 
     def __len__(self) -> int:
         return len(self.shard)

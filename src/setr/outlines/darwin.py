@@ -41,6 +41,8 @@ def read_darwin(
     shapes = []
     for number, given in enumerate(annotations, 1):
         try:
+            if not isinstance(given, dict):
+                raise TypeError
             if "polygon" in given:  # several paths follow the even-odd rule
                 first, *others = (
                     as_points([(point["x"], point["y"]) for point in line])

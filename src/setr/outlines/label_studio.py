@@ -83,6 +83,8 @@ def _shapes(
 ) -> tuple[tuple[Shape, ...], tuple[int, int] | None]:
     """The regions of an image, and the image size they state."""
     size, shapes = None, list[Shape]()
+    if not all(isinstance(result, dict) for result in results):
+        raise TypeError
     results = [result for result in results if "value" in result]  # others are relations
     named = {result.get("id") for result in results if _labels(result["value"])}
     for number, result in enumerate(results, 1):

@@ -20,6 +20,8 @@ from setr.errors import SetrError
 from setr.reading.files import part_of, writing
 from setr.reading.urls import is_url, split_url, without_password
 
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what is wrong is told in one line
+
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
 LARGEST_TICK = 65_535
 """MPEG-4 stores a rate as a fraction of integers up to this, which OpenCV makes of its digits."""
@@ -103,7 +105,8 @@ class VideoReader:
             raise SetrError(f"{self.name}: no such file")
         if not os.path.getsize(self.path):
             raise SetrError(f"{self.name}: the file is empty (0 bytes)")
-        return cv2.VideoCapture(os.path.abspath(self.path))  # never `protocol:name`
+        with quiet_opencv():
+            return open_file(self.path)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         found, frame = self._file.read()
@@ -126,6 +129,17 @@ class VideoReader:
 def checked_rate(rate: float) -> float:
     """The frames per second that OpenCV tells, or 25 if they make no sense."""
     return rate if 0 < rate < 1000 else 25.0
+
+
+def open_file(path: str | os.PathLike) -> cv2.VideoCapture:
+    """OpenCV's capture of a file; `isOpened` tells whether that worked.
+
+    Through FFmpeg, wherever OpenCV is built with it: of files that it cannot read, OpenCV's own
+    readers print bytes on the terminal.
+    """
+    has_ffmpeg = cv2.CAP_FFMPEG in cv2.videoio_registry.getStreamBackends()
+    reader = cv2.CAP_FFMPEG if has_ffmpeg else cv2.CAP_ANY
+    return cv2.VideoCapture(os.path.abspath(path), reader)  # never `protocol:name`
 
 
 def open_address(address: str) -> cv2.VideoCapture:
@@ -208,7 +222,7 @@ class VideoWriter:
 
     def _require_whole(self) -> None:
         """Read the frame count back, because OpenCV does not report a full disk."""
-        file = cv2.VideoCapture(os.path.abspath(self._part))
+        file = open_file(self._part)
         found = int(file.get(cv2.CAP_PROP_FRAME_COUNT))
         file.release()
         if found != self._count:
