@@ -163,6 +163,16 @@ def test_without_runs_json_is_empty_and_no_file_is_claimed(tmp_path, capsys):
     assert not (tmp_path / "x.html").exists()
 
 
+def test_an_exact_repeat_of_a_run_is_no_second_run(tmp_path):
+    for name, miou, seed in (("a", 0.79, 0), ("again", 0.79, 0), ("b", 0.81, 1)):
+        finished(tmp_path / name, recipe(NAME), miou, seed)
+        finished(tmp_path / f"demo_{name}", recipe("demo"), miou, seed)
+    found = collect(tmp_path)
+    (line,) = [line for line in paper_lines(found, 6)[6] if line.ours]
+    assert line.ours == "80.00 ± 1.41 (n=2)"
+    assert [line.ours for line in other_lines(found)] == ["80.00 ± 1.41 (n=2)"]
+
+
 def test_pixel_accuracies_have_lines_of_their_own_figures(tmp_path):
     row = next(row for row in rows() if row.pixel_accuracy is not None and row.recipe)
     data = known_labels(row.recipe.split("_setr")[0].split("_fcn")[0])

@@ -3,8 +3,9 @@
 A run counts for a row if it used the row's recipe with unchanged settings on the paper's data;
 settings of where and how it was computed may differ. A file of pretrained weights is taken to hold
 the recipe's; another tag, Hub name or run changes the experiment. Several runs (seeds) on the same
-data are averaged, with the sample standard deviation. Runs with other settings or data, and of
-recipes that are not in the paper, are listed separately with their changes.
+data are averaged, with the sample standard deviation; an exact repeat counts once. Runs with other
+settings or data, and of recipes that are not in the paper, are listed separately with their
+changes.
 """
 
 from __future__ import annotations
@@ -204,7 +205,7 @@ def _line(
 ) -> Line:
     """The results under the row's protocol; none for rows of a test server."""
     measured = [run for run in runs if row.protocol in getattr(run, key)]
-    values = [getattr(run, key)[row.protocol] for run in measured]
+    values = _values(measured, row.protocol, key)
     mean = statistics.fmean(values) if values else None
     return Line(
         row.method,
@@ -235,7 +236,7 @@ def other_lines(runs: Sequence[Run]) -> list[Line]:
             name,
             ", ".join([protocol.replace("_", " "), *changed]),
             "",
-            _figure([run.miou[protocol] for run in group]),
+            _figure(_values(group, protocol)),
             "",
             name,
             _data_names(group, runs),
@@ -253,6 +254,13 @@ def _data_names(group: Sequence[Run], runs: Sequence[Run]) -> str:
         contents = {run.content for run in runs if run.data == name}
         shown.append(f"{name} ({group[0].content})" if len(contents) > 1 else name)
     return "; ".join(shown)
+
+
+def _values(runs: Sequence[Run], protocol: str, key: str = "miou") -> list[float]:
+    """The runs' figures; of repeats with the same seed and figure, which show no spread, one."""
+    values = [getattr(run, key)[protocol] for run in runs]
+    seeds = [run.provenance.get("seed", run.folder) for run in runs]
+    return [value for _, value in dict.fromkeys(zip(seeds, values, strict=True))]
 
 
 def _figure(values: list[float]) -> str:
