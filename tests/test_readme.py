@@ -130,13 +130,17 @@ def options(*words: str) -> set[str]:
     return {"--help", "--debug", *re.findall(r"(?<![\w-])--?[a-z][\w.-]*", listed)}
 
 
+WITH_SETTINGS = {"auto", "sweep"}
+"""Commands that take the options of `setr train`, too."""
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_the_pages_have_the_options_they_are_given(page):
     text = page.read_text(encoding="utf-8")
     typed = [(verb, rest.split()) for verb, rest in TYPED.findall(text) if verb in VERBS]
     for verb, words in typed:
         known = options(verb, *words[:1]) if verb == "explain" and words else options(verb)
-        known = known | options("train") if verb == "auto" else known
+        known = known | options("train") if verb in WITH_SETTINGS else known
         for word in words:
             if re.match(r"--?[a-z]", word):
                 assert word.rstrip(".,;:)").replace("_", "-") in known, f"setr {verb} {word}"
@@ -152,7 +156,7 @@ def test_examples_in_the_help_have_options_that_it_lists(verb, monkeypatch):
     help_of.cache_clear()
     examples = [line.split() for line in about if line.startswith("    setr ")]
     assert all(words[1] == verb for words in examples)
-    known = options(verb) | (options("train") if verb == "auto" else set())
+    known = options(verb) | (options("train") if verb in WITH_SETTINGS else set())
     assert {word for words in examples for word in words if re.match(r"--?[a-z]", word)} <= known
     text = [line for line in about if not line.startswith("    setr ")]
     assert max(map(len, text)) <= 72
