@@ -215,6 +215,20 @@ def test_a_run_whose_model_is_gone_keeps_the_next_one_tested(config, monkeypatch
     assert from_pretrained(config.out)[1].metrics["step"] == 4 + more
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_run_whose_model_is_damaged_keeps_the_next_one_tested(config, monkeypatch, capsys, name):
+    """A disk that was full, or a file edited by hand."""
+    figures = iter([0.2, 0.1])
+    monkeypatch.setattr(best, "evaluate_split", lambda *_, **__: {"miou": next(figures)})
+    train(config)
+    file = Path(config.out, name)
+    os.truncate(file, file.stat().st_size // 2)
+    metrics = train(with_train(config, steps=5), resume=True)
+    assert f"the best model cannot be read ({file}: broken" in capsys.readouterr().err
+    assert metrics["single_scale"]["miou"] == 0.1
+    assert from_pretrained(config.out)[1].metrics["step"] == 5
+
+
 def test_a_refused_overwrite_leaves_the_run_as_it_was(config):
     train(config)
     before = {p: p.read_bytes() for p in Path(config.out).rglob("*") if p.is_file()}

@@ -27,7 +27,7 @@ from setr.cli import main
 from setr.data import scenes
 from setr.data.sampling import evenly_spaced
 from setr.datasets import open_dataset
-from setr.errors import DATA_CHECK_FAILED, INTERRUPTED, OK, USAGE, SetrError
+from setr.errors import DATA_CHECK_FAILED, FAILED, INTERRUPTED, OK, USAGE, SetrError
 from setr.evaluation import evaluate, resolve_protocol
 from setr.export import SUFFIX, export, metadata, write_openvino
 from setr.exporting import runtime
@@ -732,6 +732,26 @@ def test_exporters_say_nothing_of_their_internals():
     with quiet():
         assert not any(logger.isEnabledFor(logging.WARNING) for logger in loggers)
     assert [logger.level for logger in loggers[:2]] == before[:2]
+
+
+def test_metadata_of_another_graph(model, tmp_path, monkeypatch):
+    """A runtime has errors of its own; a setting is said with the file that has it."""
+
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        raise RuntimeError(f"expected: (tensor(float))\nActual: {images.dtype}")
+
+    stored = metadata(model, INFO, "fp32", "mask")
+    (tmp_path / "m.onnx").write_bytes(b"")
+    monkeypatch.setattr(runtime, "onnx_run", lambda *_: (run, stored))
+    opened, _ = runtime.open_exported(tmp_path / "m.onnx")
+    said = r"m\.onnx: the runtime refuses images of 40x32 \(expected: \(tensor\(float\)\)\)"
+    with pytest.raises(SetrError, match=said):
+        opened(torch.zeros(1, 3, 32, 40))
+    labels = json.loads(stored["labels"]) | {"colours": [-1]}
+    stored["labels"] = json.dumps(labels)
+    with pytest.raises(SetrError, match=r"m\.onnx: colour -1") as caught:
+        runtime.open_exported(tmp_path / "m.onnx")
+    assert caught.value.code == FAILED
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from setr.datasets import open_dataset
 from setr.doctor import check
 from setr.errors import DATA_CHECK_FAILED, FAILED, USAGE, SetrError
 from setr.images import encode_png
+from setr.labels import Labels
 from setr.prediction.inputs import find_items
 from setr.transforms import Augmentation
 
@@ -114,7 +115,11 @@ def test_every_sample_of_an_index_has_a_name_of_its_own(tmp_path):
     data = [encode_png(np.full((4, 4), i, np.uint8)) for i in range(len(names))]
     packed = [Packed(name, d, ".png", d) for name, d in zip(names, data, strict=True)]
     entry = write_split(tmp_path, "train", packed, per_shard=2)
-    description = {"format": "setr-shards-1", "labels": {}, "splits": {"train": entry}}
+    labels = Labels(("a", "b")).to_dict()
+    description = {
+        **{"format": "setr-shards-1", "name": "data", "labels": labels},
+        "splits": {"train": entry},
+    }
     (tmp_path / "shards.json").write_text(json.dumps(description))
     shards = Shards(str(tmp_path), "train")
     assert list(shards.names) == [

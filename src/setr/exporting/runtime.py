@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from setr.errors import SetrError, UsageError
+from setr.errors import SetrError, UsageError, first_line
 from setr.exporting.sessions import COARSE, LARGEST_PATCH, Run, onnx_run, openvino_run
 from setr.model import Output, resize
 from setr.model_info import ModelInfo, read_info
+from setr.processes.faults import machine_fault
 from setr.reading.parsed import BROKEN, fault_of, json_of
+from setr.weight_files.mapped_model import in_file
 
 SUFFIXES = (".onnx", ".xml")
 """Endings of the files `open_exported` reads."""
@@ -102,10 +104,22 @@ class ExportedModel(nn.Module):
         self.squeeze = values["model"].get("odd_sizes") == "squeeze"
 
     def coarse(self, images: Tensor) -> Output:
-        """As `SETR.coarse`."""
+        """As `SETR.coarse`.
+
+        Raises:
+            SetrError: the runtime refuses the images, as where the metadata is of another graph.
+        """
         given = self.form.of(images.float().cpu().numpy())
         parts = np.split(given, len(given)) if self.form.size else [given]
-        found = [self.run(part)[0] for part in parts]
+        try:
+            found = [self.run(part)[0] for part in parts]
+        except Exception as error:  # of the runtime's own classes
+            if machine_fault(error):
+                raise
+            raise SetrError(
+                f"{self.name}: the runtime refuses images of {images.shape[-1]}x{images.shape[-2]} "
+                f"({first_line(error)}); export the model again"
+            ) from None
         logits = found[0] if len(found) == 1 else np.concatenate(found)
         H, W = self.form.size or images.shape[-2:]
         p = self.patch_size
@@ -143,7 +157,7 @@ def open_exported(path: Path, device: str = "auto") -> tuple[ExportedModel, Mode
     try:
         values = {key: json_of(text) for key, text in stored.items()}
         return ExportedModel(run, values, str(path)).eval(), read_info(values, str(path))
-    except SetrError:
-        raise
+    except SetrError as error:
+        raise in_file(path, error) from None
     except BROKEN as error:
         raise SetrError(f"{path}: its metadata is broken ({fault_of(error)})") from None

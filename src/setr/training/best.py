@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -17,11 +16,13 @@ from setr import distributed
 from setr.config import Config
 from setr.data.dataset import Dataset
 from setr.distributed import say
+from setr.errors import SetrError
 from setr.evaluation import evaluate_split
 from setr.hub import from_pretrained, holds_model, save_pretrained
 from setr.layers.mask_classifier import MaskClassifier
 from setr.model import SETR
 from setr.model_info import ModelInfo
+from setr.reading.parsed import BROKEN, json_of
 from setr.scores.adjustment import ADJUSTED, find_offsets, shift_logits
 from setr.scores.split_loss import SplitLoss
 from setr.training.parallel import Parallel, full_tensors
@@ -74,15 +75,25 @@ class Best:
         return {"figures": self.figures, "stale": self.stale}
 
     def restore(self, values: Mapping[str, Any]) -> None:
-        """Restore the values of a training state, unless the best model is missing.
+        """Restore the values of a training state, unless the best model is missing or damaged.
 
-        It is if only the state was copied from another machine; the weights tested next are then
-        saved as the best.
+        It is missing if only the state was copied from another machine; the weights tested next are
+        then saved as the best.
         """
-        if values["figures"] and not distributed.on_first(partial(holds_model, self.folder.out)):
-            say(f"warning: {self.folder.out}: the best model is missing; the next one is saved")
+        if values["figures"] and (problem := distributed.on_first(self._problem)):
+            say(f"warning: {self.folder.out}: the best model {problem}; the next one is saved")
             return
         self.figures, self.stale = values["figures"], values.get("stale", 0)
+
+    def _problem(self) -> str:
+        """What is wrong with the saved model; empty if nothing is."""
+        if not holds_model(self.folder.out):
+            return "is missing"
+        try:
+            from_pretrained(self.folder.out)
+        except SetrError as error:
+            return f"cannot be read ({error})"
+        return ""
 
     def stop_reason(self) -> str:
         """Why training stops early, the same in all processes; empty if it goes on."""
@@ -140,8 +151,11 @@ class Best:
         """Whether the saved model was already adjusted, before this run was resumed."""
 
         def read() -> bool:
-            path = self.folder.out / "config.json"
-            return path.is_file() and ADJUSTED in json.loads(path.read_text("utf-8"))["metrics"]
+            try:
+                text = (self.folder.out / "config.json").read_text("utf-8")
+                return ADJUSTED in json_of(text)["metrics"]
+            except (OSError, *BROKEN):  # a model that could not be written, as on a full disk
+                return False
 
         return distributed.on_first(read)
 
