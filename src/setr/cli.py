@@ -41,7 +41,7 @@ GROUPS = {
         "recipes": "list the named experiments: setr recipes [--table N]",
         "models": "list the named models: setr models [PATTERN]",
         "train": "train a recipe, or continue a run: setr train RECIPE [--optim.lr 0.01 …]",
-        "adjust": "raise a model's mIoU by one constant per class: setr adjust MODEL DATA -o OUT",
+        "adjust": "raise mIoU, or set the threshold of two classes: setr adjust MODEL DATA -o OUT",
         "average": "one model from the mean weights of several runs: setr average RUN RUN… -o OUT",
     },
     "testing": {
