@@ -44,7 +44,7 @@ GROUPS = {
         "models": "list the named models: setr models [PATTERN]",
         "train": "train a recipe, or continue a run: setr train RECIPE [--optim.lr 0.01 …]",
         "sweep": "compare settings by training: setr sweep RECIPE --vary optim.lr 1e-5 1e-4",
-        "adjust": "raise a model's mIoU by one constant per class: setr adjust MODEL DATA -o OUT",
+        "adjust": "raise mIoU, or set the threshold of two classes: setr adjust MODEL DATA -o OUT",
         "average": "one model from the mean weights of several runs: setr average RUN RUN… -o OUT",
     },
     "testing": {
