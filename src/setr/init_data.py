@@ -16,7 +16,7 @@ from setr.data.data_yaml import SPLITS
 from setr.data.flat_pairs import DRAWN
 from setr.data.fold_draft import draft_folds, grouped_lists, groups_of
 from setr.data.found_pairs import find_pairs
-from setr.data.split_draft import MaskPair, draft_lists, known_split
+from setr.data.split_draft import MaskPair, draft_lists, known_split, require_listable
 from setr.data.tile_folder import TILES, TileFolder
 from setr.errors import DATA_CHECK_FAILED, SetrError, UsageError, first_few
 from setr.outlines.binary_masks import binary_masks
@@ -170,6 +170,7 @@ def _draft_outlines(
         _refuse_class_key(root, asked, annotated.kind)
     splits = {entry.image: entry.split for entry in annotated.images if entry.split}
     _refuse_no_effect(root, asked, [entry.image for entry in annotated.images], splits)
+    require_listable(entry.image for entry in annotated.images)  # before anything is written
     drawn = draw_masks(root, annotated, rest=asked.rest, order=asked.order, tiles=tiles)
     notes = [
         *annotated.notes,
