@@ -15,6 +15,7 @@ from setr.cli import main
 from setr.commands.auto import _figures
 from setr.commands.auto_again import _steps
 from setr.data.class_files import names_by_id
+from setr.data.split_draft import list_text
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, FAILED, OK, USAGE, SetrError
 from setr.images import encode_png
@@ -111,6 +112,32 @@ def test_names_of_yolo_with_ids_that_are_none(tmp_path):
 # --- lists ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["a\tb", "a\nb", "a\rb"])
+@pytest.mark.parametrize("kind", ["pairs", "outlines"])
+def test_names_that_no_line_of_a_list_can_hold(tmp_path, capsys, kind, name):
+    """A draft that cannot be read is none."""
+    for stem in (name, "other"):
+        photo(tmp_path / "images" / f"{stem}.png")
+        if kind == "pairs":
+            mask = tmp_path / "masks" / f"{stem}.png"
+            mask.parent.mkdir(exist_ok=True)
+            mask.write_bytes(encode_png(np.arange(600, dtype=np.uint8).reshape(20, 30) % 3))
+        else:
+            content = labelme(f"{stem}.png", shape("wall", square(0, 0, 9)))
+            put(tmp_path / "images" / f"{stem}.json", content)
+    before = sorted(tmp_path.rglob("*"))
+    said = failure(DATA_CHECK_FAILED, "init-data", tmp_path, capsys=capsys)
+    assert f"{name!a}"[1:-1] in said
+    assert "rename it" in said
+    assert [path for path in sorted(tmp_path.rglob("*")) if path not in before] == []
+
+
+def test_spaces_at_the_ends_of_names_in_lists():
+    with pytest.raises(SetrError, match=r"' a\.png': a tab"):
+        list_text([("b.png", "b_mask.png"), (" a.png", "a_mask.png")])
+    assert list_text([("b/ a.png", "b/ a_mask.png")]) == "b/ a.png\tb/ a_mask.png\n"
+
+
 @pytest.mark.parametrize("kind", ["image", "mask"])
 def test_names_with_a_zero_in_a_list(tmp_path, capsys, kind):
     data = write_scene_folders(tmp_path, {"train": 2, "val": 1})
@@ -176,6 +203,9 @@ def test_annotations_that_are_no_tables(tmp_path, value):
 
 def test_faults():
     assert fault_of(KeyError("name")) == "'name' is missing"
+    with pytest.raises(UnicodeDecodeError) as caught:
+        b"ab\xff".decode()
+    assert fault_of(caught.value) == "byte 2 is no text in UTF-8"
     assert fault_of(RecursionError()) == "nested too deeply"
     assert fault_of(ValueError()) == "a value is out of range"
     assert fault_of(ValueError("x\ny")) == "x"

@@ -18,7 +18,7 @@ from setr.arguments.typed import checked
 from setr.errors import SetrError, UsageError, first_line
 from setr.layers.low_rank import merged_state
 from setr.model import SETR
-from setr.model_info import FORMAT, ModelInfo, as_tuple, describe, read_info
+from setr.model_info import FORMAT, ModelInfo, as_tuple, describe, read_info, require_own
 from setr.pages.model_card import model_card
 from setr.processes.lock import ScratchFolder
 from setr.reading.files import (
@@ -210,7 +210,12 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
         raise in_file(config, error) from None
     except BROKEN as error:
         raise SetrError(f"{config}: broken ({fault_of(error)})") from None
-    return open_model(arguments, config, weights).eval(), info
+    model = open_model(arguments, config, weights).eval()
+    try:
+        require_own(model, info)
+    except SetrError as error:
+        raise in_file(config, error) from None
+    return model, info
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor], folder: Path) -> None:

@@ -16,8 +16,8 @@ from setr.data.data_yaml import SPLITS
 from setr.data.fold_draft import draft_folds, grouped_lists
 from setr.data.found_pairs import find_pairs
 from setr.data.name_groups import groups_of
-from setr.data.split_draft import MaskPair, draft_lists, known_split
-from setr.data.tile_folder import TileFolder
+from setr.data.split_draft import MaskPair, draft_lists, known_split, require_listable
+from setr.data.tile_folder import TILES, TileFolder
 from setr.errors import DATA_CHECK_FAILED, SetrError, UsageError, first_few
 from setr.outlines.binary_masks import binary_masks
 from setr.outlines.class_masks import chosen_class_masks, class_masks
@@ -164,6 +164,7 @@ def _draft_outlines(
         _refuse_class_key(root, asked, annotated.kind)
     splits = {entry.image: entry.split for entry in annotated.images if entry.split}
     _refuse_no_effect(root, asked, [entry.image for entry in annotated.images], splits)
+    require_listable(entry.image for entry in annotated.images)  # before anything is written
     drawn = draw_masks(root, annotated, rest=asked.rest, order=asked.covering, tiles=tiles)
     notes = [
         *annotated.notes,

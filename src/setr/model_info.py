@@ -51,6 +51,8 @@ class ModelInfo:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if not all(map(math.isfinite, self.mean)):
+            raise UsageError(f"mean {self.mean}: give finite numbers")
         if not all(0 < deviation < math.inf for deviation in self.std):
             raise UsageError(f"std {self.std}: give positive numbers")
         if self.crop_size and min(self.crop_size) < 1:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 
 from setr.data.layouts import SPLIT_OF
+from setr.errors import DataError
 
 MaskPair = tuple[str, str]
 """An image file and its mask file."""
@@ -24,8 +25,28 @@ def draft_lists(
     return {split: list_text(part) for split, part in parts.items()}
 
 
+def require_listable(names: Iterable[str]) -> None:
+    """Refuse names that a line of a list would not give back.
+
+    Raises:
+        SetrError: a tab, the end of a line, or a space at an end (exit code 3).
+    """
+    for name in names:
+        if name != name.strip() or set(name) & set("\t\r\n"):
+            raise DataError(
+                f"{name!a:.200}: a tab, the end of a line, or a space at an end of a name cannot "
+                "stand in a list file; rename it"
+            )
+
+
 def list_text(pairs: Iterable[MaskPair]) -> str:
-    """Lines of a list file."""
+    """Lines of a list file.
+
+    Raises:
+        SetrError: as `require_listable`.
+    """
+    pairs = list(pairs)
+    require_listable(name for pair in pairs for name in pair)
     return "".join(f"{image}\t{mask}\n" for image, mask in sorted(pairs))
 
 

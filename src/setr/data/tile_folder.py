@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from setr.data.split_draft import known_split
+from setr.data.split_draft import known_split, list_text
 from setr.data.tile_draft import Tile, divide_tiles, windows
 from setr.data.tile_files import box_of, is_blank, is_turned, mask_to_cut, write_image, write_mask
 from setr.errors import DataError, SetrError, UsageError
@@ -194,7 +194,7 @@ class TileFolder:
         self.tiles = [tile for tile in labelled if tile in kept]
         _write_table(self.root / _PART / TILE_TABLE, splits)
         lists = {
-            split: "".join(sorted(f"{_final(t.image)}\t{_final(t.mask)}\n" for t in tiles))
+            split: list_text((_final(tile.image), _final(tile.mask)) for tile in tiles)
             for split, tiles in splits.items()
         }
         return Divided(

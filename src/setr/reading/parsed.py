@@ -50,6 +50,8 @@ def fault_of(error: BaseException) -> str:
         return "a value is of another kind: a list, text, number or table in place of another"
     if isinstance(error, RecursionError):
         return "nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is no text in {error.encoding.upper()}"
     return first_line(error) if error.args else "a value is out of range"
 
 
