@@ -12,7 +12,7 @@ import torch
 from setr.bands import Bands
 from setr.cli import main
 from setr.data import scenes
-from setr.errors import SetrError
+from setr.errors import UsageError
 from setr.hub import from_pretrained, save_pretrained
 from setr.model_info import ModelInfo
 from setr.protocols import Protocol
@@ -85,14 +85,14 @@ def test_stochastic_depth_makes_no_other_architecture(runs, tmp_path):
 def test_what_does_not_average_is_refused_in_a_line(runs, tmp_path, capsys):
     other = tmp_path / "other"
     save_pretrained(other, tiny_model(num_classes=K, channels=8), ModelInfo(scenes.LABELS))
-    with pytest.raises(SetrError, match="not the same aux_args, decoder_args"):
+    with pytest.raises(UsageError, match="not the same aux_args, decoder_args"):
         average([runs[0], other])
     for number, change in enumerate(
         ({"mean": (0.0,) * 3}, {"std": (1.0,) * 3}, {"bands": Bands((3, 2, 1))})
     ):
         read = tmp_path / f"read otherwise {number}"
         save_pretrained(read, tiny_model(num_classes=K), ModelInfo(scenes.LABELS, **change))
-        with pytest.raises(SetrError, match="other classes, label map, bands or normalisation"):
+        with pytest.raises(UsageError, match="other classes, label map, bands or normalisation"):
             average([runs[0], read])
     out = tmp_path / "out"
     assert main(["average", str(runs[0]), "-o", str(out)]) == 2
@@ -110,5 +110,5 @@ def test_models_of_other_classes_do_not_average(runs, tmp_path):
     names = ("mountain", *scenes.LABELS.classes[1:])
     other = replace(scenes.LABELS, classes=names)
     save_pretrained(tmp_path / "named", tiny_model(num_classes=K), ModelInfo(other))
-    with pytest.raises(SetrError, match="other classes"):
+    with pytest.raises(UsageError, match="other classes"):
         average([runs[0], tmp_path / "named"])

@@ -16,7 +16,7 @@ from PIL import Image
 from setr import explain
 from setr.cli import main
 from setr.data import scenes
-from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
+from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError, UsageError
 from setr.explain import (
     attention_maps,
     attention_rollout,
@@ -226,7 +226,7 @@ def test_position_similarity() -> None:
     assert similarity.shape == (3, 3, 3, 3)  # 56 px hold three patches of 16
     for y in range(3):
         assert similarity[y, 1, y, 1] == pytest.approx(1.0, abs=1e-5)
-    with pytest.raises(SetrError, match="rotary"):
+    with pytest.raises(UsageError, match="rotary"):
         position_similarity(build("dinov3"))
 
 
@@ -250,7 +250,7 @@ def test_impossible_requests(arguments: dict, message: str) -> None:
 
 def test_a_convolutional_encoder_has_no_attention() -> None:
     model = create_model("fcn_r101", num_classes=3, encoder_args={}).eval()
-    with pytest.raises(SetrError, match="no vision transformer"):
+    with pytest.raises(UsageError, match="no vision transformer"):
         attention_maps(model, torch.rand(1, 3, 32, 32), (1,), (0, 0))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from setr._timm import timm
 from setr.config import OptimConfig
 from setr.encoder import Encoder
-from setr.errors import USAGE, SetrError
+from setr.errors import USAGE, SetrError, UsageError
 from setr.explain import attention_maps, attention_rollout, layer_features, position_similarity
 from setr.exporting.graphs import Graph, trace
 from setr.hub import ModelInfo, from_pretrained, save_pretrained
@@ -350,7 +350,7 @@ def test_attention_maps_include_the_bias(name):
 def test_attention_and_features_can_be_shown(name):
     model, images = randomised(model_with(name, **KINDS[name])), torch.randn(1, 3, 48, 80)
     if name in (CAIT, CONVIT):
-        with pytest.raises(SetrError, match="no plain attention that could be shown"):
+        with pytest.raises(UsageError, match="no plain attention that could be shown"):
             attention_maps(model, images, [1, 2], (0, 0))
     else:
         maps = attention_maps(model, images, [1, 2], (0, 0))

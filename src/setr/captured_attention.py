@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from setr.errors import SetrError, UsageError
+from setr.errors import UsageError
 from setr.model import SETR
 
 MAX_TOKENS = 20_000
@@ -106,7 +106,7 @@ def catch_attention(model: SETR, images: Tensor, layers: Sequence[int]) -> dict[
         What was caught, per layer.
 
     Raises:
-        SetrError: no ViT, no such layer, blocks without plain attention, too many patches.
+        UsageError: no ViT, no such layer, blocks without plain attention, too many patches.
     """
     blocks = blocks_of(model, layers)
     h, w = grid_size(model, images)
@@ -125,7 +125,7 @@ def catch_attention(model: SETR, images: Tensor, layers: Sequence[int]) -> dict[
         model.encode(images)
     missing = [layer for layer in layers if layer not in caught]
     if missing:
-        raise SetrError(f"layer {missing[0]} has no plain attention that could be shown")
+        raise UsageError(f"layer {missing[0]} has no plain attention that could be shown")
     return caught
 
 
@@ -166,11 +166,11 @@ def blocks_of(model: SETR, layers: Sequence[int]) -> Any:
     """The encoder's blocks, which include those of these numbers, from 1.
 
     Raises:
-        SetrError: it is no ViT, or lacks one of them.
+        UsageError: it is no ViT, or lacks one of them.
     """
     blocks = getattr(getattr(model.encoder, "vit", None), "blocks", None)
     if blocks is None:
-        raise SetrError("this model's encoder is no vision transformer: it has no attention")
+        raise UsageError("this model's encoder is no vision transformer: it has no attention")
     wrong = [layer for layer in layers if not 1 <= layer <= len(blocks)]
     if wrong:
         raise UsageError(f"layer {wrong[0]}: this model's blocks are numbered 1 to {len(blocks)}")

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from setr.captured_attention import blocks_of, catch_attention, grid_size
-from setr.errors import SetrError, UsageError
+from setr.errors import UsageError
 from setr.layers.positions import grid_positions, resample_grid
 from setr.model import SETR
 
@@ -43,7 +43,7 @@ def attention_maps(
         point: row and column of the patch in the grid.
 
     Raises:
-        SetrError: as `catch_attention`, or a point outside the grid.
+        UsageError: as `catch_attention`, or a point outside the grid.
     """
     h, w = grid_size(model, images)
     if not (0 <= point[0] < h and 0 <= point[1] < w):
@@ -75,7 +75,7 @@ def attention_rollout(
         check: called before each of these blocks; whatever it raises ends the computation.
 
     Raises:
-        SetrError: as `catch_attention`.
+        UsageError: as `catch_attention`.
     """
     h, w = grid_size(model, images)
     layers = range(len(blocks_of(model, ())), 0, -1)
@@ -111,7 +111,7 @@ def layer_features(model: SETR, images: Tensor, layers: Sequence[int]) -> dict[i
     """Outputs of blocks as maps (C, h, w) (Figure 5).
 
     Raises:
-        SetrError: no ViT or no such layer.
+        UsageError: no ViT or no such layer.
     """
     blocks, (h, w) = blocks_of(model, layers), grid_size(model, images)
     found: dict[int, np.ndarray] = {}
@@ -163,13 +163,13 @@ def position_similarity(model: SETR) -> np.ndarray:
     A grid with a longer side than `MAX_SIDE` (RADIO's has 128) is resampled to that first.
 
     Raises:
-        SetrError: the encoder has none, for example because its positions are rotary.
+        UsageError: the encoder has none, for example because its positions are rotary.
     """
     blocks_of(model, ())
     vit: Any = model.encoder.vit
     embedding = grid_positions(vit)
     if embedding is None:
-        raise SetrError(
+        raise UsageError(
             "this encoder has no position embedding to show; its positions are rotary or relative"
         )
     h, w = grid = vit.patch_embed.grid_size

@@ -42,8 +42,10 @@ def is_url(text: str) -> bool:
 def require_allowed(url: str, allowed: bool) -> None:
     """Refuse an address unless the user has allowed addresses."""
     if not allowed:
-        shown = without_password(url)
-        raise SetrError(f"{shown}: downloads are disabled; allow them with --allow-urls")
+        raise SetrError(
+            f"{without_password(url)}: downloads are disabled; allow them with --allow-urls, in "
+            "Python with allow_urls=True"
+        )
 
 
 def without_password(url: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from setr.errors import SetrError, UsageError
+from setr.errors import UsageError
 from setr.hub import from_pretrained
 from setr.model import SETR
 from setr.model_info import ModelInfo, licence_of
@@ -29,7 +29,7 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
             licences of all pretrained weights are named.
 
     Raises:
-        SetrError: fewer than two models, or models that differ in architecture or classes.
+        UsageError: fewer than two models, or models that differ in architecture or classes.
     """
     if len(sources) < 2:
         raise UsageError(f"{len(sources)} models to average; give two or more")
@@ -41,13 +41,13 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
         other, its_info = from_pretrained(source)
         mine, its = _architecture(model), _architecture(other)
         if differing := [k for k in sorted({*mine, *its}) if mine.get(k) != its.get(k)]:
-            raise SetrError(
+            raise UsageError(
                 f"{source}: another architecture than {sources[0]} (not the same "
                 f"{', '.join(differing)}); only models of one architecture can be averaged"
             )
         shared = ("labels", "mean", "std", "bands")
         if any(getattr(its_info, key) != getattr(info, key) for key in shared):
-            raise SetrError(
+            raise UsageError(
                 f"{source}: other classes, label map, bands or normalisation than {sources[0]}; "
                 "only models of one data set can be averaged"
             )
