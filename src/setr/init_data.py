@@ -17,7 +17,7 @@ from setr.data.fold_draft import draft_folds, grouped_lists
 from setr.data.found_pairs import find_pairs
 from setr.data.name_groups import groups_of
 from setr.data.split_draft import MaskPair, draft_lists, known_split, require_listable
-from setr.data.tile_folder import TILES, TileFolder
+from setr.data.tile_folder import TileFolder
 from setr.errors import DATA_CHECK_FAILED, SetrError, UsageError, first_few
 from setr.outlines.binary_masks import binary_masks
 from setr.outlines.class_masks import chosen_class_masks, class_masks
