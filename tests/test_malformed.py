@@ -201,6 +201,22 @@ def test_annotations_that_are_no_tables(tmp_path, value):
     assert "x.json: annotation 2 is broken" in refused(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("x.json", '{"images": [', "x.json: not JSON (Expecting value"),
+        ("x.xml", "<annotations><image", "x.xml: not XML that can be read (unclosed token"),
+        ("x.csv", "filename,file_size,file_attributes,region_count,region_id,\na", "x.csv: not a"),
+    ],
+)
+def test_the_only_file_of_outlines_is_cut_off(tmp_path, name, text, said):
+    photo(tmp_path / "a.jpg")
+    put(tmp_path / name, text)
+    message = refused(tmp_path)
+    assert said in message
+    assert "no outlines" in message
+
+
 def test_faults():
     assert fault_of(KeyError("name")) == "'name' is missing"
     with pytest.raises(UnicodeDecodeError) as caught:
