@@ -440,8 +440,7 @@ def test_an_index_of_shards_that_is_none(shards, tmp_path, name, change):
 
 def test_libraries_say_nothing_about_a_broken_video(tmp_path, capfd):
     """OpenCV's reader of AVI files would print bytes of them on the terminal."""
-    head = b"RIFF\x10\0\0\0AVI LIST\0\0"
-    (tmp_path / "a.avi").write_bytes(head + bytes(range(256)) * 8)
+    (tmp_path / "a.avi").write_bytes(b"RIFF\x10\0\0\0AVI LIST\0\0" + bytes(range(256)) * 8)
     with (
         pytest.raises(SetrError, match="not a video in a known format"),
         VideoReader(tmp_path / "a.avi"),
