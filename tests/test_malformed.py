@@ -201,6 +201,22 @@ def test_annotations_that_are_no_tables(tmp_path, value):
     assert "x.json: annotation 2 is broken" in refused(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("x.json", '{"images": [', "x.json: not JSON (Expecting value"),
+        ("x.xml", "<annotations><image", "x.xml: not XML that can be read (unclosed token"),
+        ("x.csv", "filename,file_size,file_attributes,region_count,region_id,\na", "x.csv: not a"),
+    ],
+)
+def test_the_only_file_of_outlines_is_cut_off(tmp_path, name, text, said):
+    photo(tmp_path / "a.jpg")
+    put(tmp_path / name, text)
+    message = refused(tmp_path)
+    assert said in message
+    assert "no outlines" in message
+
+
 def test_faults():
     assert fault_of(KeyError("name")) == "'name' is missing"
     with pytest.raises(UnicodeDecodeError) as caught:
@@ -424,8 +440,7 @@ def test_an_index_of_shards_that_is_none(shards, tmp_path, name, change):
 
 def test_libraries_say_nothing_about_a_broken_video(tmp_path, capfd):
     """OpenCV's reader of AVI files would print bytes of them on the terminal."""
-    head = b"RIFF\x10\0\0\0AVI LIST\0\0"
-    (tmp_path / "a.avi").write_bytes(head + bytes(range(256)) * 8)
+    (tmp_path / "a.avi").write_bytes(b"RIFF\x10\0\0\0AVI LIST\0\0" + bytes(range(256)) * 8)
     with (
         pytest.raises(SetrError, match="not a video in a known format"),
         VideoReader(tmp_path / "a.avi"),

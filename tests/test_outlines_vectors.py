@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import warnings
 from pathlib import Path
@@ -260,6 +261,22 @@ def test_triangles_and_measures(tmp_path, capsys):
     found = ids(tmp_path, "a.png") == 0
     assert found[10:14, 10:14].all()
     assert 0 < found[:9, :9].sum() < 36
+
+
+@pytest.mark.parametrize("cut", [1, 100])
+def test_a_shapefile_that_is_cut_off(tmp_path, cut):
+    """GDAL gives the features behind its end without their areas, and no error."""
+    photo(tmp_path / "a.jpg")
+    squares = [square(0, 0, 9), square(10, 0, 9)]
+    areas = [{"type": "Polygon", "coordinates": [[*ring, ring[0]]]} for ring in squares]
+    features = [
+        {"geometry": area, "properties": {"class": name}}
+        for area, name in zip(areas, ("a", "b"), strict=True)
+    ]
+    save(tmp_path / "a.shp", *features, crs=None)
+    size = (tmp_path / "a.shp").stat().st_size
+    os.truncate(tmp_path / "a.shp", size - cut)
+    assert f"a.shp: cut off, {size - cut} of {size} bytes; copy it again" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])

@@ -18,7 +18,7 @@ from setr.data.found_pairs import find_pairs
 from setr.data.name_groups import groups_of
 from setr.data.split_draft import MaskPair, draft_lists, known_split, require_listable
 from setr.data.tile_folder import TileFolder
-from setr.errors import DATA_CHECK_FAILED, SetrError, UsageError, first_few
+from setr.errors import DATA_CHECK_FAILED, DataError, SetrError, UsageError, first_few
 from setr.outlines.binary_masks import binary_masks
 from setr.outlines.class_masks import chosen_class_masks, class_masks
 from setr.outlines.files import find_outlines
@@ -148,7 +148,11 @@ def _draft(root: Path, asked: DraftOptions, tiles: TileFolder | None) -> Draft:
             return _draft_masks(root, asked, tiles)
         except SetrError as error:
             may_have_outlines = error.code == DATA_CHECK_FAILED and not asked.images
-            annotated = find_outlines(root, asked.class_key) if may_have_outlines else None
+            broken: list[str] = []
+            if may_have_outlines:
+                annotated = find_outlines(root, asked.class_key, broken)
+            if annotated is None and broken:
+                raise DataError(f"{error}; {first_few(broken, SHOWN)}") from None
             if annotated is None:
                 raise
             if tiles is not None:
@@ -262,15 +266,7 @@ def _left_out(unpaired: list[str], count: int, what: str) -> str:
 def _composed(
     name: str, head: list[str], note: str, body: list[str], lists: dict[str, str]
 ) -> Draft:
-    """The draft; `lists` are by split or fold, empty if folders define the splits.
-
-    Args:
-        name: of the YAML file.
-        head: its first lines, comments.
-        note: of the draft, also a comment.
-        body: the other lines.
-        lists: text of each list.
-    """
+    """The draft; `lists` are by split or fold, empty if folders define the splits."""
     folds = [part for part in lists if part not in SPLITS]
     names = list_names(name, [*(split for split in SPLITS if split in lists), *folds])
     note = one_line(note)

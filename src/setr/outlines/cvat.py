@@ -19,15 +19,18 @@ from setr.reading.parsed import BROKEN
 _NO_AREA = ("box", "polyline", "points", "cuboid", "skeleton")
 
 
-def cvat_outlines(root: Path, index: ImageIndex) -> AnnotatedFolder | None:
-    """The outlines of all CVAT XML files, or None; a larger `z_order` is drawn on top."""
+def cvat_outlines(root: Path, index: ImageIndex, broken: list[str]) -> AnnotatedFolder | None:
+    """The outlines of all CVAT XML files, or None; a larger `z_order` is drawn on top.
+
+    XML that cannot be read is added to `broken`, and is a problem of what is found in others.
+    """
     out, classes = AnnotatedFolder("CVAT", False), dict[str, None]()
-    broken: list[str] = []
+    unread: list[str] = []
     for name in walk_images(root, frozenset({".xml"})):
         try:
             tree = ElementTree.parse(root / name).getroot()
         except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:  # or encoding
-            broken.append(f"{name}: not XML that can be read ({error!s:.80})")
+            unread.append(f"{name}: not XML that can be read ({error!s:.80})")
             continue
         if tree.tag != "annotations":
             continue
@@ -37,10 +40,11 @@ def cvat_outlines(root: Path, index: ImageIndex) -> AnnotatedFolder | None:
         classes |= dict.fromkeys(label for label in labels if label)
         for image in tree.iterfind("image"):
             _image(name, image, index, out)
+    broken += unread
     out.order_classes(classes)
     if not out.images and not out.problems:
         return None
-    out.problems += broken
+    out.problems += unread
     return out
 
 

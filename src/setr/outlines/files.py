@@ -19,12 +19,13 @@ from setr.outlines.json_files import json_outlines
 from setr.outlines.yolo import yolo_outlines
 
 
-def find_outlines(root: Path, class_key: str = "") -> AnnotatedFolder | None:
+def find_outlines(root: Path, class_key: str, broken: list[str]) -> AnnotatedFolder | None:
     """The outlines below a folder, or None if there are none.
 
     Args:
         root: the folder.
         class_key: property of layers or attribute of VIA that names the class; empty for the usual.
+        broken: receives the files that cannot be read, one line each.
 
     Raises:
         SetrError: several annotation formats, or an image with outlines in two files or twice in
@@ -34,8 +35,12 @@ def find_outlines(root: Path, class_key: str = "") -> AnnotatedFolder | None:
     if not images:
         return None
     index = ImageIndex(images)
-    formats = *json_outlines(root, images, index, class_key), cvat_outlines(root, index)
-    found = [annotated for annotated in (*formats, yolo_outlines(root, images, index)) if annotated]
+    formats = (
+        *json_outlines(root, images, index, class_key, broken),
+        cvat_outlines(root, index, broken),
+        yolo_outlines(root, images, index),
+    )
+    found = [annotated for annotated in formats if annotated]
     if len(found) > 1:
         kinds = " and ".join(annotated.kind for annotated in found)
         raise DataError(f"{root}: contains outlines of {kinds}; keep one of them in the folder")

@@ -44,22 +44,26 @@ _READERS: dict[str, tuple[str, Callable[[bytes], Any]]] = {
 
 
 def json_outlines(
-    root: Path, images: list[str], index: ImageIndex, class_key: str
+    root: Path, images: list[str], index: ImageIndex, class_key: str, broken: list[str]
 ) -> Iterator[AnnotatedFolder]:
-    """The outlines of JSON and layer files, by format; `class_key` is for VIA and layers."""
+    """The outlines of JSON and layer files, by format; `class_key` is for VIA and layers.
+
+    Files that cannot be read are added to `broken`, and are problems of what is found in others.
+    """
     formats = _Formats(root, images, index, class_key)
-    broken: list[str] = []
+    unread: list[str] = []
     for name in walk_images(root, frozenset(_READERS)):
         kind, read = _READERS[os.path.splitext(name)[1].lower()]
         try:
             content = read((root / name).read_bytes())
         except (ValueError, OSError, RecursionError) as error:
-            broken.append(f"{name}: not {kind} ({' '.join(str(error).split())[:80]})")
+            unread.append(f"{name}: not {kind} ({' '.join(str(error).split())[:80]})")
         else:
             formats.read(name, content)
+    broken += unread
     for annotated in formats.finished():
         if annotated.images or annotated.problems:
-            annotated.problems += broken
+            annotated.problems += unread
             yield annotated
 
 

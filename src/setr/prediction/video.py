@@ -152,9 +152,9 @@ def open_address(address: str) -> cv2.VideoCapture:
 
 @contextmanager
 def quiet_opencv() -> Iterator[None]:
-    """Context manager without OpenCV's own warnings on stderr; errors are told in one line."""
+    """Context manager without OpenCV's own messages on stderr; errors are told in one line."""
     log = cv2.utils.logging
-    before = log.setLogLevel(log.LOG_LEVEL_ERROR)
+    before = log.setLogLevel(log.LOG_LEVEL_SILENT)
     try:
         yield
     finally:

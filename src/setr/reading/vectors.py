@@ -6,6 +6,7 @@ Geometries are exchanged in their well-known binary form (OGC 06-103r4, section 
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ FORMATS = {".shp": "Shapefile", ".gpkg": "GeoPackage"}
 """Formats by the suffix of their files."""
 _HEADS = {".shp": b"\0\0\x27\x0a", ".gpkg": b"SQLite format 3\0"}
 """First bytes; GDAL would open other files, too, some of which name further files or addresses."""
+_SHP_LENGTH = (24, 28)
+"""Place of a Shapefile's length in words of two bytes (ESRI's technical description, table 1)."""
 _KINDS = {
     **{1: "Point", 2: "LineString", 3: "Polygon", 4: "MultiPoint", 5: "MultiLineString"},
     **{
@@ -97,11 +100,14 @@ def vector_layers(path: Path) -> list[VectorLayer]:
     pyogrio = import_extra("pyogrio", "geo", f"{path}: reading a {FORMATS[kind]}")
     try:
         with path.open("rb") as file:
-            head = file.read(len(_HEADS[kind]))
+            head, size = file.read(_SHP_LENGTH[1]), os.fstat(file.fileno()).st_size
     except OSError as error:
         raise SetrError(f"{path}: cannot read: {error.strerror}") from None
-    if head != _HEADS[kind]:
+    if not head.startswith(_HEADS[kind]):
         raise SetrError(f"{path}: not a {FORMATS[kind]}")
+    stated = 2 * int.from_bytes(head[slice(*_SHP_LENGTH)], "big") if kind == ".shp" else 0
+    if size < stated:  # GDAL would read the missing features as ones without a geometry
+        raise SetrError(f"{path}: cut off, {size:,} of {stated:,} bytes; copy it again")
     try:
         with _quiet():
             named = [str(name) for name, geometry in pyogrio.list_layers(path) if geometry]
