@@ -19,6 +19,7 @@ ORDER = (
         "_extras",
         "processes.quota",
         "processes.standard_streams",
+        "processes.forked",
         "processes.progress",
         "processes.watch",
         "processes.differences",

@@ -7,6 +7,8 @@ import dataclasses
 import json
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -350,6 +352,47 @@ def test_predict_globs_and_json(model_dir, photo, tmp_path, capsys):
     assert code == OK
     assert answer["failed"] == 0
     assert [Path(i["image"]).name for i in answer["images"]] == ["p0.png", "p1.png"]
+
+
+FORKED = """if True:
+    import os, sys, threading
+    import numpy as np
+    import torch
+    from setr.errors import USAGE, SetrError
+    from setr.labels import Labels
+    from setr.model_info import ModelInfo
+    from setr.predictor import Predictor
+    from tests.conftest import tiny_model
+
+    torch.set_num_threads(2)
+    predictor = Predictor(tiny_model(), ModelInfo(labels=Labels(tuple("abcde"))))
+    image = np.zeros((200, 300, 3), np.uint8)
+    predictor.predict(image)
+    child = os.fork()
+    if child:
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    try:
+        predictor.predict(image)
+    except SetrError as error:
+        found = [error.code, str(error)]
+    else:
+        os._exit(10)
+    thread = threading.Thread(target=lambda: found.append(predictor.predict(image)))
+    thread.start()
+    thread.join()
+    torch.set_num_threads(1)
+    predictor.predict(image)
+    os._exit(found[0] if "'spawn'" in found[1] and len(found) == 3 else 11)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks and /proc of Linux")
+def test_a_forked_process_says_that_its_threads_are_missing():
+    """It used to wait for them for ever."""
+    if "libgomp" not in Path("/proc/self/maps").read_text():
+        pytest.skip("needs a torch with GNU's OpenMP")
+    done = subprocess.run([sys.executable, "-c", FORKED], timeout=300, check=False)
+    assert done.returncode == USAGE
 
 
 def test_two_images_never_write_one_file(model_dir, photo, tmp_path, capsys):

@@ -19,6 +19,7 @@ from setr.kernels.windows import Model
 from setr.layers.precision import autocast
 from setr.model import SETR
 from setr.opening import Trained
+from setr.processes.forked import require_threads
 
 Self = TypeVar("Self", bound="PlacedModel")
 
@@ -94,6 +95,12 @@ class PlacedModel:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Context of inference mode and autocast in the model's precision."""
+        """Context of inference mode and autocast in the model's precision.
+
+        Raises:
+            SetrError: in a forked process that would wait for ever.
+        """
+        if self.device.type == "cpu":
+            require_threads(torch.get_num_threads())
         with torch.inference_mode(), autocast(self.device, self.dtype):
             yield

@@ -63,7 +63,7 @@ class _Lasting(io.FileIO):
         super().__init__(number, "wb", closefd=False)
         self.holds_results = number != 2
 
-    def write(self, data: Any, /) -> int | None:
+    def write(self, data: Any, /) -> int:
         """Write, or drop; the number of bytes."""
         try:
             return super().write(data)
