@@ -15,10 +15,10 @@ import torch
 
 import setr
 from setr.cli import main
-from setr.commands.auto import _summary
+from setr.commands.auto import _described, _summary
 from setr.commands.auto_settings import chosen_settings
 from setr.commands.mixed_words import split_words
-from setr.config import Config, DistillConfig, TrainConfig
+from setr.config import Config, DataConfig, DistillConfig, TrainConfig
 from setr.data import scenes
 from setr.data.scenes import LABELS
 from setr.datasets import open_dataset
@@ -254,6 +254,29 @@ def test_wrong_words_are_refused_before_anything_is_trained(photos, capsys, word
     assert message in err
     assert "train" not in verbs(err)
     assert not Path("runs").exists()
+
+
+def test_a_yaml_file_of_outlines_is_taken_for_its_folder(photos, capsys):
+    shutil.rmtree(Path(photos, "masks"))
+    Path(photos, "labels").mkdir()
+    for i in range(10):
+        write_bytes(Path(photos, f"labels/{i}.txt"), b"0 0.1 0.1 0.9 0.1 0.9 0.9\n")
+    given = Path(photos, "data.yaml")
+    given.write_text("path: .\ntrain: images\nval: images\nnames: [road]\n")
+    wanted = DataConfig(root=str(given))
+    drawn = str(Path(photos, "setr.yaml"))
+    assert _described(wanted) == drawn
+    assert stages(capsys.readouterr().err) == [f"setr init-data {photos}"]
+    assert _described(wanted) == _described(DataConfig(root=photos)) == drawn
+    assert stages(capsys.readouterr().err) == []
+
+
+def test_a_yaml_file_of_masks_is_read_as_it_is(photos, capsys):
+    given = Path(photos, "data.yaml")
+    names = ", ".join(LABELS.classes)
+    given.write_text(f"path: .\ntrain: images\nval: images\nmasks_dir: masks\nnames: [{names}]\n")
+    assert _described(DataConfig(root=str(given))) == str(given)
+    assert stages(capsys.readouterr().err) == []
 
 
 def test_data_that_training_would_refuse_stops_it(photos, capsys):

@@ -155,25 +155,34 @@ def _stage(verb: str, *words: str) -> None:
 
 
 def _described(wanted: DataConfig) -> str:
-    """The data set as other commands take it; a folder without description gets one."""
+    """The data set as other commands take it; a folder without description gets one.
+
+    So does the folder of another program's data.yaml, if this has outlines in place of masks.
+    """
     from setr.datasets import open_dataset
 
-    folder = Path(wanted.root)
+    given, folder = wanted.root, Path(wanted.root)
+    if folder.name == "data.yaml" and is_foreign(folder):
+        folder = folder.parent
+    elif (folder / BESIDE).is_file():
+        return str(folder / BESIDE)
     beside, own = folder / BESIDE, folder / "data.yaml"
-    if beside.is_file():
-        return str(beside)
     try:
         for split in (wanted.train_split, wanted.val_split):
-            open_dataset(wanted.root, split, wanted.labels)
+            open_dataset(given, split, wanted.labels)
     except SetrError:
         if not folder.is_dir() or wanted.labels or (own.exists() and not is_foreign(own)):
             raise
-        _stage("init-data", wanted.root)
-        print(
-            "to name the classes first, stop this, edit that file, and give the same command again",
-            file=sys.stderr,
-        )
-    return str(beside) if beside.is_file() else wanted.root
+        given = given if folder == Path(given) else str(folder)
+        if not beside.is_file():
+            _stage("init-data", given)
+            print(
+                "to name the classes first, stop this, edit that file, and give the same command "
+                "again",
+                file=sys.stderr,
+            )
+        return str(beside) if beside.is_file() else given
+    return given
 
 
 def _name(data: str) -> str:
