@@ -101,10 +101,8 @@ class Best:
         if not 0 < patience <= self.stale:
             return ""
         miou = self.figures["miou"] or 0.0
-        return (
-            f"{self.stale} evaluations in a row found no better val mIoU than {miou:.4f} "
-            f"(train.patience {patience})"
-        )
+        tests = "1 evaluation" if self.stale == 1 else f"{self.stale} evaluations in a row"
+        return f"{tests} found no better val mIoU than {miou:.4f} (train.patience {patience})"
 
     def test(
         self, parallel: Parallel, step: int, guard: Guard, stopped: Callable[[], bool]
