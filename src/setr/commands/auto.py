@@ -32,7 +32,7 @@ from setr.commands.shared import Data
 from setr.commands.train import Arguments as Training
 from setr.commands.train import parsed
 from setr.config import Config, DataConfig
-from setr.errors import FAILED, OK, SetrError, UsageError
+from setr.errors import FAILED, INTERRUPTED, OK, SetrError, UsageError
 
 _SUFFIXES: dict[ExportFormat, str] = {"onnx": "model.onnx", "openvino": "model.xml",
                                       "torch": "model.pt2"}  # fmt: skip
@@ -262,6 +262,8 @@ def _export(given: Arguments, out: Path) -> tuple[list[Path], bool]:
                 _stage("export", str(out), "--format", format, "-o", str(file))
             files.append(file)
         except SetrError as error:
+            if error.code == INTERRUPTED:
+                raise
             failed = True
             print(f"warning: {file} was not written: {error}", file=sys.stderr)
     return files, failed
