@@ -15,6 +15,7 @@ import torch
 
 import setr
 from setr.cli import main
+from setr.commands import auto
 from setr.commands.auto import _described, _summary
 from setr.commands.auto_settings import chosen_settings
 from setr.commands.mixed_words import split_words
@@ -24,7 +25,7 @@ from setr.data.scenes import LABELS
 from setr.datasets import open_dataset
 from setr.doctor import check
 from setr.encoder import Encoder
-from setr.errors import DATA_CHECK_FAILED, OK, USAGE
+from setr.errors import DATA_CHECK_FAILED, INTERRUPTED, OK, USAGE, SetrError
 from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.model import SETR
@@ -520,3 +521,15 @@ def test_a_batch_that_is_chosen_later_is_timed(photos, capsys, monkeypatch):
     assert main(["auto", photos, *words]) == OK
     run = Config.load(Path("runs/photos/config.yaml"))
     assert sizes == [run.train.batch_size]
+
+
+def test_an_export_that_is_interrupted_ends_the_command(tmp_path, monkeypatch):
+    """Else Ctrl-C would only begin the next format, and the server."""
+    (tmp_path / "model.safetensors").touch()
+
+    def interrupted(*_: str) -> None:
+        raise SetrError("interrupted", code=INTERRUPTED)
+
+    monkeypatch.setattr(auto, "_stage", interrupted)
+    with pytest.raises(SetrError, match="interrupted"):
+        auto._export(auto.Arguments("photos", export=("torch", "onnx")), tmp_path)

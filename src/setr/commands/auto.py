@@ -29,7 +29,7 @@ from setr.commands.mixed_words import refuse_unknown, split_words
 from setr.commands.shared import Data
 from setr.commands.train import parsed
 from setr.config import Config, DataConfig
-from setr.errors import FAILED, OK, SetrError, UsageError
+from setr.errors import FAILED, INTERRUPTED, OK, SetrError, UsageError
 from setr.reading.parsed import BROKEN, json_of
 
 _SUFFIXES: dict[ExportFormat, str] = {"onnx": "model.onnx", "openvino": "model.xml",
@@ -242,6 +242,8 @@ def _export(given: Arguments, out: Path) -> tuple[list[Path], bool]:
                 _stage("export", str(out), "--format", format, "-o", str(file))
             files.append(file)
         except SetrError as error:
+            if error.code == INTERRUPTED:
+                raise
             failed = True
             print(f"warning: {file} was not written: {error}", file=sys.stderr)
     return files, failed
