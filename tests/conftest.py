@@ -7,6 +7,7 @@ import dataclasses
 import ipaddress
 import os
 import re
+import signal
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ from setr.reading.files import write_bytes
 for package in ("openvino", "nncf", "ray"):  # some tests import them before setr does
     unreported(package)
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+if hasattr(signal, "SIGHUP"):  # commands respect `nohup`, under which the tests may run, too
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

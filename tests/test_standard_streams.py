@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -87,14 +87,19 @@ def test_a_full_disk_costs_messages_but_results_are_an_error(tmp_path):
     assert told.stderr == f"setr: {os.strerror(errno.ENOSPC)}\n"
 
 
-def training(out: Path, **streams: object) -> subprocess.Popen[bytes]:
-    """A run that trains for ever and tests after each step."""
+@contextlib.contextmanager
+def training(out: Path, **streams: object) -> Iterator[subprocess.Popen[bytes]]:
+    """A run that trains for ever and tests after each step; killed in the end."""
     command = [
         *(sys.executable, "-m", "setr", "train", "demo", "--out", str(out)),
         *("--data.root", "scenes:20", "--data.workers", "1", "--train.steps", "100000"),
         *("--train.batch-size", "2", "--train.log-every", "1", "--train.eval-every", "1"),
     ]
-    return subprocess.Popen(command, **streams)
+    with subprocess.Popen(command, **streams) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def steps(out: Path) -> int:
@@ -119,14 +124,14 @@ def require_saved(out: Path, least: int) -> None:
 def test_a_run_goes_on_without_a_reader_and_ctrl_c_saves_it(tmp_path):
     """`setr train … 2>&1 | tee log`: Ctrl-C ends `tee` first."""
     out = tmp_path / "run"
-    process = training(out, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    await_that(process, lambda: steps(out) >= 1)
-    process.stdout.close()
-    process.stderr.close()
-    before = steps(out)
-    await_that(process, lambda: steps(out) > before + 2)  # each test tells its figures
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == INTERRUPTED
+    with training(out, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        await_that(process, lambda: steps(out) >= 1)
+        process.stdout.close()
+        process.stderr.close()
+        before = steps(out)
+        await_that(process, lambda: steps(out) > before + 2)  # each test tells its figures
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == INTERRUPTED
     require_saved(out, before + 2)
 
 
@@ -139,18 +144,18 @@ def test_a_terminal_that_closes_stops_a_run_which_saves(tmp_path):
         os.close(os.open(name, os.O_RDWR))  # becomes its terminal
 
     out = tmp_path / "run"
-    process = training(out, stdin=inside, stdout=inside, stderr=inside, preexec_fn=lead)
-    os.close(inside)
-    os.set_blocking(outside, False)
 
     def has_begun() -> bool:
         with contextlib.suppress(BlockingIOError):
             os.read(outside, 1 << 16)  # else it waits for room
         return steps(out) >= 1
 
-    await_that(process, has_begun)
-    os.close(outside)
-    assert process.wait(60) == INTERRUPTED
+    with training(out, stdin=inside, stdout=inside, stderr=inside, preexec_fn=lead) as process:
+        os.close(inside)
+        os.set_blocking(outside, False)
+        await_that(process, has_begun)
+        os.close(outside)
+        assert process.wait(60) == INTERRUPTED
     require_saved(out, 1)
 
 
