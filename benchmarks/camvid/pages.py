@@ -61,7 +61,7 @@ def write(out: Path, run: Path, data: Path, *, shown: int = 3) -> Path:
     ]  # fmt: skip
     for kind, names in chosen.items():
         parts.append(f"<h2>{kind} test images</h2>")
-        parts.append(page.legend(labels))
+        parts.append(page.legend(labels, range(len(labels.classes))))
         for name, score in names:
             sample = dataset.load(numbers[name])
             result = predictor.predict(dataset.pairs[numbers[name]].image)
