@@ -21,11 +21,10 @@ import tyro
 
 from setr._extras import import_extra
 from setr.arguments.choices import ExportFormat
-from setr.cli import parse
 from setr.commands.auto_again import in_steps, is_finished, is_other_data
-from setr.commands.auto_settings import chosen_settings, has_length, typed_options
+from setr.commands.auto_settings import chosen_settings, has_length
 from setr.commands.init_data import BESIDE, is_foreign
-from setr.commands.mixed_words import refuse_unknown, split_words
+from setr.commands.mixed_words import parse_mixed
 from setr.commands.shared import Data
 from setr.commands.train import parsed
 from setr.config import Config, DataConfig
@@ -73,12 +72,7 @@ class Arguments:
 
 def run(arguments: list[str]) -> int:
     """Run the stages whose results are not there; prints what they made."""
-    own, settings = split_words(arguments, "auto", "DATA")
-    for option, advice in _OURS.items():
-        if option in typed_options(arguments):
-            raise UsageError(f"{option}: {advice}")
-    refuse_unknown(own, Arguments, "auto")
-    given = parse(Arguments, own, "auto")
+    given, settings = parse_mixed(Arguments, arguments, "auto", "DATA", _OURS)
     _require(given, settings)
     wanted = parsed(["scratch", "--data.root", given.data, *settings]).config.data
     began = time.monotonic()

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from setr.arguments.options import options_of
 from setr.arguments.usage import assigned, flags_of, unknown
+from setr.cli import parse
+from setr.commands.auto_settings import typed_options
 from setr.commands.train import Arguments as Training
 from setr.errors import UsageError
+
+T = TypeVar("T")
 
 _SETTING = re.compile(r"--(model|data|optim|train|distill|eval)\.")
 """Start of an option of `setr train`."""
@@ -40,7 +45,34 @@ def split_words(arguments: list[str], verb: str, first: str) -> tuple[list[str],
     return own, settings
 
 
-def refuse_unknown(words: list[str], kind: Any, verb: str) -> None:
+def parse_mixed(
+    kind: type[T], arguments: list[str], verb: str, first: str, elsewhere: Mapping[str, str]
+) -> tuple[T, list[str]]:
+    """Parse a command's own words.
+
+    Args:
+        kind: the dataclass of its arguments.
+        arguments: the words after its name.
+        verb: its name.
+        first: placeholder of what must come first.
+        elsewhere: options of `setr train` that have another form here, with what to do.
+
+    Returns:
+        Its arguments, and the settings of the training.
+
+    Raises:
+        UsageError: a wrong word, or one of `elsewhere`.
+    """
+    own, settings = split_words(arguments, verb, first)
+    for option, advice in elsewhere.items():
+        if option in typed_options(arguments):
+            raise UsageError(f"{option}: {advice}")
+    _refuse_unknown(own, kind, verb)
+    given: T = parse(kind, own, verb)
+    return given, settings
+
+
+def _refuse_unknown(words: list[str], kind: Any, verb: str) -> None:
     """Refuse words that are no option of a command, with the option of `setr train` that is meant.
 
     Args:

@@ -13,9 +13,8 @@ from typing import Annotated, Any
 import tyro
 
 from setr.arguments.options import Option, options_of
-from setr.cli import parse
 from setr.commands.auto_settings import typed_options
-from setr.commands.mixed_words import refuse_unknown, split_words
+from setr.commands.mixed_words import parse_mixed
 from setr.commands.train import parsed
 from setr.config import Config
 from setr.errors import FAILED, OK, UsageError
@@ -63,12 +62,7 @@ class Arguments:
 
 def run(arguments: list[str]) -> int:
     """Train what is not trained yet; prints the settings, the best first."""
-    own, settings = split_words(arguments, "sweep", "RECIPE")
-    for option, advice in _OURS.items():
-        if option in typed_options(arguments):
-            raise UsageError(f"{option}: {advice}")
-    refuse_unknown(own, Arguments, "sweep")
-    given = parse(Arguments, own, "sweep")
+    given, settings = parse_mixed(Arguments, arguments, "sweep", "RECIPE", _OURS)
     config = parsed([given.recipe, *settings]).config
     vary = _values(given, settings)
     out = given.out or f"runs/sweep-{Path(given.recipe).stem}"
