@@ -135,6 +135,7 @@ def test_a_run_goes_on_without_a_reader_and_ctrl_c_saves_it(tmp_path):
     require_saved(out, before + 2)
 
 
+@pytest.mark.alone
 def test_a_terminal_that_closes_stops_a_run_which_saves(tmp_path):
     outside, inside = os.openpty()
     name = os.ttyname(inside)
