@@ -29,13 +29,8 @@ from setr.reading.parsed import json_of
 from setr.trackers import Tracker, read_lines
 from setr.training.build import require_buildable
 from setr.training.runfolder import LAST
-from setr.variations import (
-    Variation,
-    configured,
-    name_of,
-    same_experiment,
-    variations,
-)
+from setr.training.settings import changed
+from setr.variations import Variation, name_of, value_text, variations
 
 SETTINGS = "settings"
 """Folder of the settings files, one for each trial, in the folder of the sweep."""
@@ -147,8 +142,9 @@ def planned_trials(
     found, planned = variations(config, vary, number), []
     for seed in range(config.train.seed, config.train.seed + seeds):
         for variation in found:
-            out = Path(config.out) / f"{name_of(variation)}_seed={seed}"
-            trial = Trial(variation, configured(config, variation, seed, str(out)))
+            out = str(Path(config.out) / f"{name_of(variation)}_seed={seed}")
+            own = config.replace({**variation, "train.seed": seed, "out": out})
+            trial = Trial(variation, own)
             _require_same(trial)
             planned.append(dataclasses.replace(trial, metrics=_metrics(trial)))
     for trial in planned:
@@ -201,11 +197,10 @@ def _require_same(trial: Trial) -> None:
     """Refuse the folder of a trial that was asked for with other settings."""
     if not trial.settings_file.is_file():
         return
-    difference = same_experiment(Config.load(trial.settings_file), trial.config)
-    if difference:
+    for name, (old, new) in changed(Config.load(trial.settings_file), trial.config).items():
         raise UsageError(
-            f"{trial.run}: was trained with {difference}; choose another folder with -o, or "
-            f"remove {trial.run} and {trial.settings_file}"
+            f"{trial.run}: was trained with {name} {value_text(old)}, not {value_text(new)}; "
+            f"choose another folder with -o, or remove {trial.run} and {trial.settings_file}"
         )
 
 

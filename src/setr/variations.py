@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 import zlib
@@ -15,7 +14,7 @@ from setr.arguments.options import Option, options_of
 from setr.arguments.usage import meant
 from setr.config import Config
 from setr.errors import UsageError
-from setr.training.settings import WITHOUT_EFFECT, flat
+from setr.training.settings import WITHOUT_EFFECT
 
 Variation = Mapping[str, Any]
 """Values by the dotted names of settings."""
@@ -200,22 +199,3 @@ def value_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def same_experiment(a: Config, b: Config) -> str:
-    """The first difference of two settings that matters to the result, in words; empty if none."""
-    before, now = flat(a), flat(b)
-    for name, value in now.items():
-        if name not in WITHOUT_EFFECT and before[name] != value:
-            return f"{name} {value_text(before[name])}, not {value_text(value)}"
-    return ""
-
-
-def configured(config: Config, variation: Variation, seed: int, out: str) -> Config:
-    """The settings of one run.
-
-    Raises:
-        UsageError: a value of another type or out of range.
-    """
-    changed = config.replace({**variation, "train.seed": seed})
-    return dataclasses.replace(changed, out=out)

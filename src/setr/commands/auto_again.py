@@ -11,6 +11,7 @@ from setr.commands.train import parsed
 from setr.config import Config
 from setr.errors import UsageError
 from setr.reading.parsed import BROKEN, json_of
+from setr.training.settings import changed
 
 _EPOCHS = "--train.epochs"
 _LENGTH = {"train.steps", "train.patience"}
@@ -37,7 +38,7 @@ def is_finished(out: Path, data: str, settings: Sequence[str]) -> bool:
     if not (out / "config.yaml").is_file():
         return True
     trained = Config.load(out / "config.yaml")
-    found = _changed(trained, parsed([str(out), *settings]).config)
+    found = changed(trained, parsed([str(out), *settings]).config)
     if is_other_data(trained.data.root, data) and not _is_gone(trained.data.root):
         found["data.root"] = (trained.data.root, data)
     if not found:
@@ -90,15 +91,6 @@ def _place(data: str) -> Path:
 def _is_gone(root: str) -> bool:
     """Whether it is a path, not a name as `hf:…`, where nothing is: the data may have moved."""
     return ":" not in root and root != "scenes" and not Path(root).exists()
-
-
-def _changed(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Both values of each setting that differs and matters to the result, by name."""
-    from setr.training.settings import WITHOUT_EFFECT, flat
-
-    before, now = flat(old), flat(new)
-    differing = (k for k in now if k not in WITHOUT_EFFECT and before[k] != now[k])
-    return {k: (before[k], now[k]) for k in differing}
 
 
 def _steps(out: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -66,7 +65,7 @@ def run(arguments: list[str]) -> int:
     config = parsed([given.recipe, *settings]).config
     vary = _values(given, settings)
     out = given.out or f"runs/sweep-{Path(given.recipe).stem}"
-    config = dataclasses.replace(config.replace({"train.seed": given.first_seed}), out=out)
+    config = config.replace({"train.seed": given.first_seed, "out": out})
     from setr.pages.sweep_page import as_json, sweep_text
     from setr.sweeping import sweep
     from setr.trials import compared

@@ -35,6 +35,13 @@ def flat(config: Config) -> dict[str, Any]:
     return dict(_flat(dataclasses.asdict(config)))
 
 
+def changed(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Both values of each setting that differs and matters to the result, by name."""
+    before, now = flat(old), flat(new)
+    differing = (k for k in now if k not in WITHOUT_EFFECT and before[k] != now[k])
+    return {k: (before[k], now[k]) for k in differing}
+
+
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, dict):

@@ -14,10 +14,6 @@ from setr.weight_files.frames import is_of_dates, of_one_date
 from setr.weight_files.naming import Rule, Tensors, Translation, rename
 from setr.weight_files.relative_bias import TABLE, part_bias, spread_shared_table, without_pairs
 
-_PARTS = {"q": "query", "k": "key", "v": "value"}
-"""Projections of an attention layer, by the letters that some layouts use for them."""
-
-
 PREFIX = (
     r"(?:(?:backbone|base_encoder|encoder|model|student|target_encoder|teacher|trunk|vision_encoder"
     r"|visual|vit)\.)*"
@@ -74,11 +70,8 @@ def huggingface(tensors: Tensors) -> Translation:
         (r"embeddings\.register_tokens", "reg_token"),
         (r"embeddings\.position_embeddings", "pos_embed"),
         (r"embeddings\.patch_embeddings\.projection\.(.+)", r"patch_embed.proj.\1"),
-        (layer + r"attention\.attention\.(query|key|value)\.(.+)", r"blocks.\1.attn.\2.\3"),
-        (
-            layer + r"attention\.([qkv])_proj\.(.+)",
-            lambda m: f"blocks.{m[1]}.attn.{_PARTS[m[2]]}.{m[3]}",
-        ),
+        (layer + r"attention\.attention\.([qkv])(?:uery|ey|alue)\.(.+)", r"blocks.\1.attn.\2.\3"),
+        (layer + r"attention\.([qkv])_proj\.(.+)", r"blocks.\1.attn.\2.\3"),
         (
             layer + r"attention\.(?:output\.dense|o_proj|out_proj|projection_layer)\.(.+)",
             r"blocks.\1.attn.proj.\2",
@@ -100,10 +93,10 @@ def huggingface(tensors: Tensors) -> Translation:
         (r"layernorm\.(.+)", r"norm.\1"),
     ]
     renamed, unexpected = rename(without_pairs(bare), rules)
-    for name in [name for name in renamed if re.search(r"\.attn\.(query|value)\.bias$", name)]:
+    for name in [name for name in renamed if re.search(r"\.attn\.[qv]\.bias$", name)]:
         stem, _, part = name.removesuffix(".bias").rpartition(".")
-        if f"{stem}.key.bias" not in renamed:  # BEiT's keys have none
-            renamed[f"{stem}.{part[0]}_bias"] = renamed.pop(name)
+        if f"{stem}.k.bias" not in renamed:  # BEiT's keys have none
+            renamed[f"{stem}.{part}_bias"] = renamed.pop(name)
     joined = _join_qkv(spread_shared_table(renamed))
     return Translation("huggingface", joined, whole=False, unexpected=unexpected)
 
@@ -132,10 +125,7 @@ def dinov3(tensors: Tensors) -> Translation:
         (block + r"(?:ls|layer_scale)([12])\.(?:gamma|lambda1)", r"blocks.\1.gamma_\2"),
         (block + r"(norm[12])\.(.+)", r"blocks.\1.\2.\3"),
         (block + r"(attn\.qkv\..+)", r"blocks.\1.\2"),
-        (
-            block + r"attention\.([qkv])_proj\.weight",
-            lambda m: f"blocks.{m[1]}.attn.{_PARTS[m[2]]}.weight",
-        ),
+        (block + r"attention\.([qkv])_proj\.weight", r"blocks.\1.attn.\2.weight"),
         (block + r"attention\.([qv])_proj\.bias", r"blocks.\1.attn.\2_bias"),
         (block + r"(?:attn\.proj|attention\.o_proj)\.(.+)", r"blocks.\1.attn.proj.\2"),
         (block + r"mlp\.(?:w1|gate_proj)\.(.+)", r"blocks.\1.mlp.fc1_g.\2"),
@@ -159,10 +149,7 @@ def siglip(tensors: Tensors) -> Translation:
         (re.escape(start) + r"embeddings\.position_embedding\.weight", "pos_embed"),
         (re.escape(start) + r"embeddings\.class_embedding", "cls_token"),
         (re.escape(start) + r"pre_layrnorm\.(.+)", r"norm_pre.\1"),
-        (
-            layer + r"self_attn\.([qkv])_proj\.(.+)",
-            lambda m: f"blocks.{m[1]}.attn.{_PARTS[m[2]]}.{m[3]}",
-        ),
+        (layer + r"self_attn\.([qkv])_proj\.(.+)", r"blocks.\1.attn.\2.\3"),
         (layer + r"self_attn\.out_proj\.(.+)", r"blocks.\1.attn.proj.\2"),
         (layer + r"layer_norm([12])\.(.+)", r"blocks.\1.norm\2.\3"),
         (layer + r"(mlp\.fc[12]\..+)", r"blocks.\1.\2"),
@@ -194,7 +181,7 @@ def google(tensors: Tensors) -> Translation:
             lambda m: f"blocks.{m[1]}.norm{1 if m[2] == '0' else 2}.{leaf[m[3]]}",
         ),
         (
-            attn + r"(query|key|value|out)/(kernel|bias)",
+            attn + r"([qkvo])(?:uery|ey|alue|ut)/(kernel|bias)",
             lambda m: f"blocks.{m[1]}.attn.{m[2]}.{leaf[m[3]]}",
         ),
         (
@@ -207,15 +194,15 @@ def google(tensors: Tensors) -> Translation:
     for name, value in renamed.items():
         if name == "patch_embed.proj.weight":
             value = value.permute(3, 2, 0, 1)  # height, width, in, out -> out, in, height, width
-        elif re.search(r"attn\.(query|key|value)\.weight", name):
+        elif re.search(r"attn\.[qkv]\.weight", name):
             value = value.flatten(1).T
-        elif name.endswith("attn.out.weight"):
+        elif name.endswith("attn.o.weight"):
             value = value.flatten(0, 1).T
-        elif re.search(r"attn\.(query|key|value)\.bias", name):
+        elif re.search(r"attn\.[qkv]\.bias", name):
             value = value.flatten()
         elif re.search(r"mlp\.fc\d\.weight", name):
             value = value.T
-        plain[name.replace("attn.out.", "attn.proj.")] = value.contiguous()
+        plain[name.replace("attn.o.", "attn.proj.")] = value.contiguous()
     return Translation("google", _join_qkv(plain), whole=False, unexpected=unexpected)
 
 
@@ -223,11 +210,12 @@ def _join_qkv(tensors: Tensors) -> Tensors:
     """Concatenate separate query, key and value projections into timm's `qkv`."""
     joined = {}
     for name, value in tensors.items():
-        if ".attn.query." in name:
-            parts = [name.replace(".query.", f".{part}.") for part in _PARTS.values()]
+        if ".attn.q." in name:
+            start, end = name.split(".attn.q.")
+            parts = [f"{start}.attn.{letter}.{end}" for letter in "qkv"]
             if all(part in tensors for part in parts):
-                joined[name.replace(".query.", ".qkv.")] = torch.cat([tensors[p] for p in parts])
-        elif not re.search(r"\.attn\.(key|value)\.", name):
+                joined[f"{start}.attn.qkv.{end}"] = torch.cat([tensors[p] for p in parts])
+        elif not re.search(r"\.attn\.[kv]\.", name):
             joined[name] = value
     return joined
 
