@@ -16,9 +16,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.distributed import distributed_c10d
@@ -40,6 +41,7 @@ from setr.training.parallel import local
 from tests.conftest import tiny_config, tiny_model, write_scene_folders
 
 STEPS = 10
+Fault = contextlib.AbstractContextManager[Any]
 
 
 def settings(out: Path, case: str) -> Config:
@@ -84,8 +86,7 @@ def settings(out: Path, case: str) -> Config:
     return config
 
 
-@contextlib.contextmanager
-def struck(number: signal.Signals) -> Iterator[None]:
+def struck(number: signal.Signals) -> Fault:
     """Rank 1 gets a signal in step 7 of the first start."""
     original = running.Run.train_step
 
@@ -94,57 +95,50 @@ def struck(number: signal.Signals) -> Iterator[None]:
             os.kill(os.getpid(), number)
         return original(self, images, masks)
 
-    running.Run.train_step = step  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        running.Run.train_step = original  # type: ignore[method-assign]
+    return patch.object(running.Run, "train_step", step)
 
 
 @contextlib.contextmanager
-def struck_in_a_test(rank: int = 1) -> Iterator[None]:
-    """A process gets a signal at its first image; both are slow, and print how many they test."""
+def tests_with(first: Callable[[], None], word: str) -> Iterator[None]:
+    """Images are tested slowly, the first after a call; prints how many this process tests."""
     original, tested = evaluation.score_images, 0
 
     def test(*arguments: Any) -> Iterator[groups.ScoredImage]:
         nonlocal tested
-        if tested == 0 and distributed.rank() == rank:
-            os.kill(os.getpid(), signal.SIGTERM)
         tested += 1
+        if tested == 1:
+            first()
         time.sleep(2.5)  # more than two beats
         return original(*arguments)
 
-    evaluation.score_images = test
-    try:
-        yield
-    finally:
-        evaluation.score_images = original
-        print(f"examined: {tested} images")
+    with patch.object(evaluation, "score_images", test):
+        try:
+            yield
+        finally:
+            print(f"{word}: {tested} images")
 
 
-@contextlib.contextmanager
-def failing_in_a_test() -> Iterator[None]:
-    """Rank 1 cannot score its first image; both are slow, and print how many they test."""
-    original, tested = evaluation.score_images, 0
+def struck_in_a_test(rank: int = 1) -> Fault:
+    """A process gets a signal at its first image."""
 
-    def test(*arguments: Any) -> Iterator[groups.ScoredImage]:
-        nonlocal tested
-        tested += 1
+    def strike() -> None:
+        if distributed.rank() == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return tests_with(strike, "examined")
+
+
+def failing_in_a_test() -> Fault:
+    """Rank 1 cannot score its first image."""
+
+    def fail() -> None:
         if distributed.rank() == 1:
             raise SetrError("photo.png: the scores are not numbers")
-        time.sleep(2.5)  # more than two beats
-        return original(*arguments)
 
-    evaluation.score_images = test
-    try:
-        yield
-    finally:
-        evaluation.score_images = original
-        print(f"failing: {tested} images")
+    return tests_with(fail, "failing")
 
 
-@contextlib.contextmanager
-def unreadable() -> Iterator[None]:
+def unreadable() -> Fault:
     """Rank 1 alone cannot read an image of its share of step 7."""
     original = dataset.Dataset.open
     read = 0
@@ -156,26 +150,17 @@ def unreadable() -> Iterator[None]:
             raise SetrError("photo.png: cannot read")
         return original(self, index)
 
-    dataset.Dataset.open = refusing  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        dataset.Dataset.open = original  # type: ignore[method-assign]
+    return patch.object(dataset.Dataset, "open", refusing)
 
 
-@contextlib.contextmanager
-def overflowing() -> Iterator[None]:
+def overflowing() -> Fault:
     """Rank 1 alone finds the gradients' norm too large."""
     original = updates.clip_gradients
 
     def clip(model: torch.nn.Module, limit: float) -> torch.Tensor:
         return original(model, limit) * (torch.inf if distributed.rank() == 1 else 1)
 
-    updates.clip_gradients = clip
-    try:
-        yield
-    finally:
-        updates.clip_gradients = original
+    return patch.object(updates, "clip_gradients", clip)
 
 
 @contextlib.contextmanager
@@ -185,7 +170,6 @@ def in_halves() -> Iterator[None]:
     The line tells whether the weights moved, those of the moving average, and the next scale.
     """
     unscale, update = LossScaler.unscale, updates.Updates.step
-    original = running.autocast_dtype, best.evaluate_split
     steps = 0
 
     def overflowing(self: LossScaler, optimizer: torch.optim.Optimizer) -> None:
@@ -209,26 +193,19 @@ def in_halves() -> Iterator[None]:
         print(f"halves: {steps} {moved} {self.scaler.scaler.get_scale():g} {held()[0][:8]}")
         return found
 
-    LossScaler.unscale, updates.Updates.step = overflowing, step  # type: ignore[method-assign]
-    running.autocast_dtype = lambda *_: torch.float16
-    best.evaluate_split = lambda *_, **__: {"miou": 0.5}  # type: ignore[assignment]
-    try:
+    with (
+        patch.object(LossScaler, "unscale", overflowing),
+        patch.object(updates.Updates, "step", step),
+        patch.object(running, "autocast_dtype", lambda *_: torch.float16),
+        patch.object(best, "evaluate_split", lambda *_, **__: {"miou": 0.5}),
+    ):
         yield
-    finally:
-        LossScaler.unscale, updates.Updates.step = unscale, update  # type: ignore[method-assign]
-        running.autocast_dtype, best.evaluate_split = original
 
 
-@contextlib.contextmanager
-def scored() -> Iterator[None]:
+def scored() -> Fault:
     """Step 2 is the best one."""
     figures = itertools.chain([0.2, 0.5, 0.3], itertools.repeat(0.4))
-    original = best.evaluate_split
-    best.evaluate_split = lambda *_, **__: {"miou": next(figures)}  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        best.evaluate_split = original
+    return patch.object(best, "evaluate_split", lambda *_, **__: {"miou": next(figures)})
 
 
 def evaluate(out: Path) -> None:
@@ -264,15 +241,13 @@ def again(port: int) -> None:
 
 def slow() -> None:
     """The first process reads a data set for longer than torch waits by itself."""
-    original = distributed_c10d.default_pg_timeout
-    distributed_c10d.default_pg_timeout = datetime.timedelta(seconds=3)
-    try:
-        with distributed.joined("cpu"):
-            print("slow:", distributed.on_first(lambda: time.sleep(7) or "all read"))
-    except (SetrError, RuntimeError) as error:
-        print(f"slow: {error}")
-    finally:
-        distributed_c10d.default_pg_timeout = original
+    seconds = datetime.timedelta(seconds=3)
+    with patch.object(distributed_c10d, "default_pg_timeout", seconds):
+        try:
+            with distributed.joined("cpu"):
+                print("slow:", distributed.on_first(lambda: time.sleep(7) or "all read"))
+        except (SetrError, RuntimeError) as error:
+            print(f"slow: {error}")
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from setr.scores.by_group import GroupCounts, Groups, paired_groups
 from setr.scores.intervals import mean_interval
 from setr.scores.scorecard import Scorecard
 from tests.conftest import tiny_model
+from tests.test_evaluation import by_two_processes
 
 CLASSES = ("healthy", "lesion")
 PATTERN = "images/*_{any}"
@@ -171,22 +172,10 @@ def test_the_command_writes_and_compares_groups(
     assert not (tmp_path / "groups.csv").exists()
 
 
-def _worker(rank: int, root: str, out: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=2
-    )
-    figures = evaluate(Path(root) / "one", Path(root) / "data", group_by=PATTERN)
-    Path(out, f"{rank}.json").write_text(json.dumps(figures))
-    torch.distributed.destroy_process_group()
-
-
 def test_two_processes_give_the_groups_and_thresholds_of_one(scans: Path, tmp_path: Path) -> None:
     single = evaluate(scans / "one", scans / "data", group_by=PATTERN)
     assert single["thresholds"]["class"] == "lesion"
-    torch.multiprocessing.spawn(_worker, (str(scans), str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
-    for rank in (0, 1):
-        several = json.loads((tmp_path / f"{rank}.json").read_text())
+    for several in by_two_processes(scans, tmp_path, group_by=PATTERN):
         for key in ("groups", "thresholds", "regions", "intervals"):
             assert several[key] == json.loads(json.dumps(single[key]))
 

@@ -85,14 +85,20 @@ def test_named_protocol_and_absent_rule(runs: Path) -> None:
         evaluate(tiny_model(), runs / "data")
 
 
-def _worker(rank: int, root: str, out: str) -> None:
+def _worker(rank: int, root: Path, out: Path, options: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=2
     )
-    figures = evaluate(Path(root) / "one", Path(root) / "data", split="test")
-    Path(out, f"{rank}.json").write_text(json.dumps(figures))
+    figures = evaluate(root / "one", root / "data", **options)
+    (out / f"{rank}.json").write_text(json.dumps(figures))
     torch.distributed.destroy_process_group()
+
+
+def by_two_processes(root: Path, out: Path, **options: Any) -> list[dict[str, Any]]:
+    """The figures of `one` on `data` that each of two processes returns."""
+    torch.multiprocessing.spawn(_worker, (root, out, options), nprocs=2)  # type: ignore[no-untyped-call]
+    return [json.loads((out / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
 def test_two_processes_give_the_bits_of_one(runs: Path, tmp_path: Path) -> None:
@@ -102,10 +108,7 @@ def test_two_processes_give_the_bits_of_one(runs: Path, tmp_path: Path) -> None:
     (data / "images" / "test" / "scene_003.png").write_bytes(b"")
     single = evaluate(tmp_path / "one", data, split="test")
     assert (single["images"], len(single["failed"])) == (4, 1)
-    arguments = (str(tmp_path), str(tmp_path))
-    torch.multiprocessing.spawn(_worker, arguments, nprocs=2)  # type: ignore[no-untyped-call]
-    for rank in (0, 1):
-        several = json.loads((tmp_path / f"{rank}.json").read_text())
+    for several in by_two_processes(tmp_path, tmp_path, split="test"):
         assert several.pop("seconds") > 0
         assert several == {k: v for k, v in single.items() if k != "seconds"}
 

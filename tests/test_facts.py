@@ -136,13 +136,6 @@ def test_resuming_with_another_model_is_refused(folder_data):
     assert caught.value.code == USAGE
 
 
-def test_resuming_with_another_optimiser_is_refused(folder_data):
-    config = Config()
-    other = config.replace({"optim.name": "adamw"})
-    with pytest.raises(SetrError, match=r"another optimiser: optim\.name 'adamw', not 'sgd'"):
-        require_same_run("run", facts(folder_data, config), facts(folder_data, other))
-
-
 def test_the_commit_is_that_of_the_package(tmp_path, monkeypatch):
     """Installed in a folder of somebody's repository, the package is no part of it."""
     inside = tmp_path / ".venv" / "setr" / "provenance.py"

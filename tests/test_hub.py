@@ -299,12 +299,14 @@ def test_push_without_permission_is_one_line(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        ("config.json", b"{", "broken"),
+        ("config.json", b"{", "config.json: broken"),
+        ("config.json", b"{}", "format is not"),
         ("config.json", b"[1]", "format is not"),
         ("config.json", b'{"format": "other"}', "format is not"),
         ("config.json", None, "no config.json"),
         ("model.safetensors", b"", "broken or of another model"),
-        ("model.safetensors", None, "incomplete"),
+        ("model.safetensors", b"1234", "broken or of another model"),
+        ("model.safetensors", None, "no such file; the model directory is incomplete"),
     ],
 )
 def test_broken_directories_are_one_line(folder, name, change, words):

@@ -286,27 +286,6 @@ def test_a_loaded_model_does_not_follow_its_file(model_dir, tmp_path):
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "expected"),
-    [
-        ("config.json", b"{", "config.json: broken"),
-        ("config.json", b"{}", "format is not"),
-        ("model.safetensors", b"1234", "broken or of another model"),
-        ("model.safetensors", None, "no such file"),
-        ("config.json", None, "no config.json"),
-    ],
-)
-def test_broken_model_directories(model_dir, tmp_path, name, content, expected):
-    for file in model_dir.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    if content is None:
-        (tmp_path / name).unlink()
-    else:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(SetrError, match=expected):
-        load(tmp_path)
-
-
 def test_predict_does_the_good_files_and_names_the_broken_ones(model_dir, photo, tmp_path, capsys):
     folder = tmp_path / "in"
     (folder / "sub").mkdir(parents=True)
