@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -24,9 +25,9 @@ from setr.transforms import base_scale
 from setr.weight_files.foreign import convert_foreign
 from setr.weights import load_weights
 from tests.conftest import renamed
-from tests.test_segmenter import randomised
+from tests.test_segmenter import attended, linear, norm, randomised
 
-K, WIDTH, QUERIES = 5, 32, 6
+K, WIDTH, QUERIES, PREFIX = 5, 32, 6, 5
 TINY = {"embed_dim": WIDTH, "depth": 3, "num_heads": 2}
 
 
@@ -43,67 +44,58 @@ def tiny(**arguments: object) -> setr.SETR:
     )
 
 
-def block(x: Tensor, p: dict[str, Tensor], name: str, allowed: Tensor | None = None) -> Tensor:
-    """A pre-norm block with LayerScale; `allowed` (B, N, N) limits the attention."""
-    B, N, C = x.shape
-    norm = F.layer_norm(x, (C,), p[f"{name}norm1.weight"], p[f"{name}norm1.bias"], 1e-6)
-    qkv = norm @ p[f"{name}attn.qkv.weight"].T + p[f"{name}attn.qkv.bias"]
-    q, k, v = qkv.view(B, N, 3, 2, C // 2).permute(2, 0, 3, 1, 4)
-    scores = q @ k.mT / (C // 2) ** 0.5
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed[:, None], -math.inf)
-    joined = (scores.softmax(-1) @ v).transpose(1, 2).reshape(B, N, C)
-    out = joined @ p[f"{name}attn.proj.weight"].T + p[f"{name}attn.proj.bias"]
-    x = x + p[f"{name}ls1.gamma"] * out
-    norm = F.layer_norm(x, (C,), p[f"{name}norm2.weight"], p[f"{name}norm2.bias"], 1e-6)
-    hidden = F.gelu(norm @ p[f"{name}mlp.fc1.weight"].T + p[f"{name}mlp.fc1.bias"])
-    out = hidden @ p[f"{name}mlp.fc2.weight"].T + p[f"{name}mlp.fc2.bias"]
-    return x + p[f"{name}ls2.gamma"] * out
+def block(
+    x: Tensor, p: dict[str, Tensor], name: str, _: tuple[int, int], allowed: Tensor | None = None
+) -> Tensor:
+    return attended(x, p, name, heads=2, eps=1e-6, allowed=allowed)
 
 
-def predicted(tokens: Tensor, p: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Masks (B, Q, 16, 16) and classes (B, Q, K + 1) of the tokens of a 64 px image."""
-    x = F.layer_norm(
-        tokens, (WIDTH,), p["encoder.vit.norm.weight"], p["encoder.vit.norm.bias"], 1e-6
-    )
-    queries, patches = x[:, :QUERIES], x[:, QUERIES + 5 :]
-    classes = queries @ p["decoder.class_head.weight"].T + p["decoder.class_head.bias"]
+def predicted(
+    tokens: Tensor, p: dict[str, Tensor], grid: tuple[int, int], eps: float
+) -> tuple[Tensor, Tensor]:
+    """Masks (B, Q, 4h, 4w) and classes (B, Q, K + 1)."""
+    x = norm(tokens, p, "encoder.vit.norm", eps)
+    queries, patches = x[:, :QUERIES], x[:, QUERIES + PREFIX :]
+    classes = linear(queries, p, "decoder.class_head")
     for i in (0, 2, 4):
-        queries = queries @ p[f"decoder.mask_head.{i}.weight"].T + p[f"decoder.mask_head.{i}.bias"]
+        queries = linear(queries, p, f"decoder.mask_head.{i}")
         queries = F.gelu(queries) if i < 4 else queries
-    maps = patches.mT.reshape(-1, WIDTH, 4, 4)
+    maps = patches.mT.unflatten(2, grid)
     for i in (0, 1):
         up = f"decoder.upscale.{i}."
         maps = F.conv_transpose2d(maps, p[up + "conv1.weight"], p[up + "conv1.bias"], stride=2)
-        maps = F.conv2d(F.gelu(maps), p[up + "conv2.weight"], padding=1, groups=WIDTH)
-        maps = maps.permute(0, 2, 3, 1)
-        maps = F.layer_norm(maps, (WIDTH,), p[up + "norm.weight"], p[up + "norm.bias"], 1e-6)
-        maps = maps.permute(0, 3, 1, 2)
+        maps = F.conv2d(F.gelu(maps), p[up + "conv2.weight"], padding=1, groups=maps.shape[1])
+        maps = norm(maps.permute(0, 2, 3, 1), p, up + "norm", 1e-6).permute(0, 3, 1, 2)
     return torch.einsum("bqc,bchw->bqhw", queries, maps), classes
 
 
-def written_out(model: setr.SETR, images: Tensor, *, masked: bool) -> list[tuple[Tensor, Tensor]]:
+def written_out(
+    model: setr.SETR,
+    images: Tensor,
+    *,
+    masked: bool,
+    block: Callable[..., Tensor] = block,
+    eps: float = 1e-6,
+) -> list[tuple[Tensor, Tensor]]:
     """The predictions before each query block and after the last, in plain operations."""
     p = model.state_dict()
-    x = F.conv2d(
-        images,
-        p["encoder.vit.patch_embed.proj.weight"],
-        p["encoder.vit.patch_embed.proj.bias"],
-        stride=16,
-    )
-    x = x.flatten(2).mT + p["encoder.vit.pos_embed"]
+    stem = "encoder.vit.patch_embed.proj."
+    maps = F.conv2d(images, p[stem + "weight"], p[stem + "bias"], stride=16)
+    grid = (maps.shape[2], maps.shape[3])
+    x = maps.flatten(2).mT + p.get("encoder.vit.pos_embed", 0)
     prefix = torch.cat([p["encoder.vit.cls_token"], p["encoder.vit.reg_token"]], dim=1)
     x = torch.cat([prefix.expand(len(x), -1, -1), x], dim=1)
-    x = block(x, p, "encoder.vit.blocks.0.")
+    x = block(x, p, "encoder.vit.blocks.0.", grid)
     x = torch.cat([p["decoder.queries"].expand(len(x), -1, -1), x], dim=1)
     found = []
     for i in (1, 2):
-        found.append(predicted(x, p))
+        found.append(predicted(x, p, grid, eps))
         allowed = torch.ones(len(x), x.shape[1], x.shape[1], dtype=torch.bool)
-        inside = F.interpolate(found[-1][0], (4, 4), mode="bilinear") > 0
-        allowed[:, :QUERIES, QUERIES + 5 :] = inside.flatten(2)
-        x = block(x, p, f"encoder.vit.blocks.{i}.", allowed if masked else None)
-    return [*found, predicted(x, p)]
+        inside = F.interpolate(found[-1][0], grid, mode="bilinear") > 0
+        assert 0.05 < inside.float().mean() < 0.95  # the masks do limit something
+        allowed[:, :QUERIES, QUERIES + PREFIX :] = inside.flatten(2)
+        x = block(x, p, f"encoder.vit.blocks.{i}.", grid, allowed if masked else None)
+    return [*found, predicted(x, p, grid, eps)]
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -21,9 +21,10 @@ from setr.weight_files.foreign import convert_foreign
 from setr.weight_files.naming import Translation
 from setr.weights import load_weights
 from tests.conftest import renamed
-from tests.test_segmenter import randomised
+from tests.test_eomt import written_out
+from tests.test_segmenter import linear, norm, randomised
 
-K, WIDTH, HEADS, QUERIES, PREFIX = 5, 64, 2, 6, 5
+K, WIDTH, HEADS, QUERIES = 5, 64, 2, 6
 TINY = {"embed_dim": WIDTH, "depth": 3, "num_heads": HEADS, "query_blocks": 2}
 ENCODER = "vit_small_patch16_dinov3_qkvb"
 
@@ -33,14 +34,6 @@ def tiny(encoder: str = ENCODER, **arguments: object) -> setr.SETR:
     return setr.SETR(encoder=encoder, encoder_args={**TINY, **arguments}, decoder="eomt",
                      decoder_args={"num_queries": QUERIES}, num_classes=K, taps=(3,),
                      img_size=64)  # fmt: skip
-
-
-def norm(x: Tensor, p: dict[str, Tensor], name: str, eps: float) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], p[f"{name}.weight"], p[f"{name}.bias"], eps)
-
-
-def linear(x: Tensor, p: dict[str, Tensor], name: str) -> Tensor:
-    return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
 
 
 def rotated(x: Tensor, h: int, w: int) -> Tensor:
@@ -79,44 +72,6 @@ def block(
     return x + p[f"{name}gamma_2"] * linear(hidden, p, f"{name}mlp.fc2")
 
 
-def predicted(tokens: Tensor, p: dict[str, Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Masks (B, Q, 4h, 4w) and classes (B, Q, K + 1)."""
-    x = norm(tokens, p, "encoder.vit.norm", 1e-5)
-    queries, patches = x[:, :QUERIES], x[:, QUERIES + PREFIX :]
-    classes = linear(queries, p, "decoder.class_head")
-    for i in (0, 2, 4):
-        queries = linear(queries, p, f"decoder.mask_head.{i}")
-        queries = F.gelu(queries) if i < 4 else queries
-    maps = patches.mT.unflatten(2, grid)
-    for i in (0, 1):
-        up = f"decoder.upscale.{i}."
-        maps = F.conv_transpose2d(maps, p[up + "conv1.weight"], p[up + "conv1.bias"], stride=2)
-        maps = F.conv2d(F.gelu(maps), p[up + "conv2.weight"], padding=1, groups=WIDTH)
-        maps = norm(maps.permute(0, 2, 3, 1), p, up + "norm", 1e-6).permute(0, 3, 1, 2)
-    return torch.einsum("bqc,bchw->bqhw", queries, maps), classes
-
-
-def written_out(model: setr.SETR, images: Tensor, *, masked: bool) -> list[tuple[Tensor, Tensor]]:
-    """The predictions before each query block and after the last, in plain operations."""
-    p = model.state_dict()
-    stem = "encoder.vit.patch_embed.proj."
-    maps = F.conv2d(images, p[stem + "weight"], p[stem + "bias"], stride=16)
-    grid = (maps.shape[2], maps.shape[3])
-    prefix = torch.cat([p["encoder.vit.cls_token"], p["encoder.vit.reg_token"]], dim=1)
-    x = torch.cat([prefix.expand(len(maps), -1, -1), maps.flatten(2).mT], dim=1)
-    x = block(x, p, "encoder.vit.blocks.0.", grid)
-    x = torch.cat([p["decoder.queries"].expand(len(x), -1, -1), x], dim=1)
-    found = []
-    for i in (1, 2):
-        found.append(predicted(x, p, grid))
-        allowed = torch.ones(len(x), x.shape[1], x.shape[1], dtype=torch.bool)
-        inside = F.interpolate(found[-1][0], grid, mode="bilinear") > 0
-        assert 0.1 < inside.float().mean() < 0.9  # the masks do limit something
-        allowed[:, :QUERIES, QUERIES + PREFIX :] = inside.flatten(2)
-        x = block(x, p, f"encoder.vit.blocks.{i}.", grid, allowed if masked else None)
-    return [*found, predicted(x, p, grid)]
-
-
 @pytest.mark.parametrize("size", [(64, 64), (48, 80)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_predictions_equal_plain_operations(masked, size):
@@ -127,7 +82,7 @@ def test_predictions_equal_plain_operations(masked, size):
         model.set_progress(0.0)
     with torch.no_grad():
         output = model(images, with_aux=True)
-        expected = written_out(model, images, masked=masked)
+        expected = written_out(model, images, masked=masked, block=block, eps=1e-5)
     for stage, (masks, classes) in zip(output.stages, expected, strict=True):
         for ours, theirs in ((stage.masks, masks), (stage.classes, classes)):
             apart = float((ours - theirs).abs().max() / theirs.abs().max())

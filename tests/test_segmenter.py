@@ -32,17 +32,33 @@ def randomised(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def attended(x: Tensor, p: dict[str, Tensor], block: str, heads: int) -> Tensor:
-    """A pre-norm transformer block, written out."""
+def norm(x: Tensor, p: dict[str, Tensor], name: str, eps: float) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], p[f"{name}.weight"], p[f"{name}.bias"], eps)
+
+
+def linear(x: Tensor, p: dict[str, Tensor], name: str) -> Tensor:
+    return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
+
+
+def attended(
+    x: Tensor,
+    p: dict[str, Tensor],
+    block: str,
+    heads: int,
+    eps: float = 1e-5,
+    allowed: Tensor | None = None,
+) -> Tensor:
+    """A pre-norm block, with LayerScale if it has that; `allowed` (B, N, N) limits attention."""
     B, N, C = x.shape
-    norm = F.layer_norm(x, (C,), p[f"{block}norm1.weight"], p[f"{block}norm1.bias"], 1e-5)
-    qkv = norm @ p[f"{block}attn.qkv.weight"].T + p[f"{block}attn.qkv.bias"]
+    qkv = linear(norm(x, p, f"{block}norm1", eps), p, f"{block}attn.qkv")
     q, k, v = qkv.view(B, N, 3, heads, C // heads).permute(2, 0, 3, 1, 4)
-    joined = ((q @ k.mT / (C // heads) ** 0.5).softmax(-1) @ v).transpose(1, 2).reshape(B, N, C)
-    x = x + joined @ p[f"{block}attn.proj.weight"].T + p[f"{block}attn.proj.bias"]
-    norm = F.layer_norm(x, (C,), p[f"{block}norm2.weight"], p[f"{block}norm2.bias"], 1e-5)
-    hidden = F.gelu(norm @ p[f"{block}mlp.fc1.weight"].T + p[f"{block}mlp.fc1.bias"])
-    return x + hidden @ p[f"{block}mlp.fc2.weight"].T + p[f"{block}mlp.fc2.bias"]
+    scores = q @ k.mT / (C // heads) ** 0.5
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed[:, None], -torch.inf)
+    joined = (scores.softmax(-1) @ v).transpose(1, 2).reshape(B, N, C)
+    x = x + p.get(f"{block}ls1.gamma", 1) * linear(joined, p, f"{block}attn.proj")
+    hidden = F.gelu(linear(norm(x, p, f"{block}norm2", eps), p, f"{block}mlp.fc1"))
+    return x + p.get(f"{block}ls2.gamma", 1) * linear(hidden, p, f"{block}mlp.fc2")
 
 
 def test_masks_are_cosines_between_patches_and_classes():
@@ -50,19 +66,17 @@ def test_masks_are_cosines_between_patches_and_classes():
     features = torch.randn(2, 48, 3, 4, dtype=torch.double)
     p = decoder.state_dict()
     x = features.flatten(2).transpose(1, 2)
-    x = F.layer_norm(x, (48,), p["norm.weight"], p["norm.bias"], 1e-6)
-    x = x @ p["project.weight"].T + p["project.bias"]
+    x = linear(norm(x, p, "norm", 1e-6), p, "project")
     x = torch.cat([x, p["class_tokens"].expand(2, -1, -1)], dim=1)
     for i in range(2):
         x = attended(x, p, f"blocks.{i}.", heads=2)
-    x = F.layer_norm(x, (WIDTH,), p["last_norm.weight"], p["last_norm.bias"], 1e-5)
+    x = norm(x, p, "last_norm", 1e-5)
     patches = x[:, :12] @ p["patch_proj.weight"].T
     classes = x[:, 12:] @ p["class_proj.weight"].T
     cosines = (patches @ classes.mT) / (
         patches.norm(dim=2)[..., None] * classes.norm(dim=2)[:, None]
     )
-    masks = F.layer_norm(cosines, (CLASSES,), p["mask_norm.weight"], p["mask_norm.bias"], 1e-5)
-    expected = masks.transpose(1, 2).reshape(2, CLASSES, 3, 4)
+    expected = norm(cosines, p, "mask_norm", 1e-5).transpose(1, 2).reshape(2, CLASSES, 3, 4)
     torch.testing.assert_close(decoder([features, features][1:]), expected)
 
 

@@ -77,8 +77,9 @@ def export(
         calibration: a labelled split; needed for every precision but fp32.
 
     Returns:
-        What was compared: `difference` (relative, by size) for fp32, else `miou` of PyTorch and of
-        the file; `agreement`, the share of pixels with the same class; `bytes`.
+        What was compared, by size: `difference` of the logits, relative to the largest, and
+        `agreement`, the share of pixels with the same class; with `calibration` also `miou`, of
+        PyTorch and of the file; and `bytes` of the file.
 
     Raises:
         SetrError: the file differs too much (and is not written), a precision the format lacks, no

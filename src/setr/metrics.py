@@ -97,10 +97,7 @@ def summarize(
     matrix: np.ndarray, classes: tuple[str, ...], *, absent: Absent = "skip"
 ) -> dict[str, Any]:
     """Metrics of a confusion matrix (K, K+1); see `ConfusionMatrix.summary`."""
-    K = len(classes)
-    hits = np.diagonal(matrix[:, :K]).astype(np.float64)
-    truth = matrix.sum(axis=1).astype(np.float64)
-    predicted = matrix[:, :K].sum(axis=0).astype(np.float64)
+    hits, truth, predicted = (pixels.astype(np.float64) for pixels in class_pixels(matrix))
     union = truth + predicted - hits
     iou, accuracy = ratio(hits, union), ratio(hits, truth)
     dice = ratio(2 * hits, truth + predicted)
@@ -121,6 +118,12 @@ def summarize(
         "precision": by_class(classes, ratio(hits, predicted)),
         "absent": absent,
     }
+
+
+def class_pixels(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels (K,) of each class in both, in the truth, and in the prediction; matrix (K, K+1)."""
+    inside = matrix[:, : len(matrix)]
+    return np.diagonal(inside), matrix.sum(axis=1), inside.sum(axis=0)
 
 
 def kappa(hits: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> float | None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from setr.data.name_groups import groups_of
-from setr.metrics import by_class, mean_of, ratio
+from setr.metrics import by_class, class_pixels, mean_of, ratio
 from setr.scores.intervals import mean_interval, paired_difference
 
 
@@ -64,9 +64,8 @@ class GroupCounts:
 
     def update(self, index: int, matrix: np.ndarray) -> None:
         """Count one image of the split by its confusion matrix (K, K+1), truth in rows."""
-        K, group = len(matrix), self.groups.of_image[index]
-        inside = matrix[:, :K]
-        self.counts[group] += np.diagonal(inside), matrix.sum(axis=1), inside.sum(axis=0)
+        group = self.groups.of_image[index]
+        self.counts[group] += class_pixels(matrix)
         self.images[group] += 1
 
     def summary(self, classes: tuple[str, ...]) -> dict[str, Any]:

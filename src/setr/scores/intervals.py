@@ -15,7 +15,7 @@ import numpy as np
 
 from setr.arguments.choices import Absent
 from setr.errors import SetrError
-from setr.metrics import ratio
+from setr.metrics import class_pixels, ratio
 
 STEPS = 1 << 30
 
@@ -45,9 +45,7 @@ class Bootstrap:
         """
         rng = np.random.default_rng((self.seed, index))
         weight = rng.poisson(1.0, len(self.counts))
-        K = self.num_classes
-        parts = np.diagonal(matrix[:, :K]), matrix.sum(axis=1), matrix[:, :K].sum(axis=0)
-        for i, part in enumerate(parts):
+        for i, part in enumerate(class_pixels(matrix)):
             seen = np.flatnonzero(part)
             self.counts[:, i, seen] += weight[:, None] * part[seen]
         miou = image_miou(matrix)
@@ -83,9 +81,8 @@ class Bootstrap:
 
 def image_miou(matrix: np.ndarray) -> float | None:
     """Mean IoU of one image over the classes in truth or prediction; None without any."""
-    K = len(matrix)
-    hits, truth = np.diagonal(matrix[:, :K]), matrix.sum(axis=1)
-    union = truth + matrix[:, :K].sum(axis=0) - hits
+    hits, truth, predicted = class_pixels(matrix)
+    union = truth + predicted - hits
     present = union > 0
     return float((hits[present] / union[present]).mean()) if present.any() else None
 
