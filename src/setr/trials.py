@@ -14,6 +14,7 @@ import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from setr.errors import FAILED, INTERRUPTED, SetrError, UsageError
 from setr.processes.lock import open_locked
 from setr.reading.files import write_bytes, writing
 from setr.reading.parsed import json_of
-from setr.trackers import Tracker, read_lines
+from setr.trackers import Builder, Tracker, read_lines
 from setr.training.build import require_buildable
 from setr.training.runfolder import LAST
 from setr.training.settings import changed
@@ -171,14 +172,14 @@ def train_trials(
     Returns:
         All trials, with metrics or a problem.
     """
-    found = list(trials)
+    found, runs = list(trials), [trial.run for trial in trials]
     for number, trial in enumerate(found):
         with _claimed(trial) as claimed:
             metrics, problem = _metrics(trial), ""  # another process may have trained it
             if claimed and metrics is None:
                 say(f"\ntrial {number + 1} of {len(found)}: {trial.run.name}")
-                stop = _median_stop(found) if median_stop else None
-                metrics, problem = _trained(trial, data, stop)
+                trackers = [partial(MedianStop, runs=runs)] if median_stop else []
+                metrics, problem = _trained(trial, data, trackers)
         found[number] = dataclasses.replace(trial, metrics=metrics, problem=problem)
         watch(found)
     return found
@@ -239,7 +240,7 @@ def _claimed(trial: Trial) -> Iterator[bool]:
 def _trained(
     trial: Trial,
     data: str | os.PathLike | tuple[Dataset, Dataset] | None,
-    stop: Callable[[Path, int], Tracker] | None,
+    trackers: Sequence[Builder],
 ) -> tuple[dict[str, Any] | None, str]:
     """Train one trial, or continue it; its metrics, or why it failed."""
     write_bytes(trial.settings_file, trial.config.to_yaml().encode())
@@ -251,7 +252,7 @@ def _trained(
             data=data,
             resume=resume,
             overwrite=begun and not resume,
-            trackers=[stop] if stop else (),
+            trackers=trackers,
         )
     except SetrError as error:
         if error.code == INTERRUPTED:
@@ -267,13 +268,6 @@ def _trained(
     return metrics, ""
 
 
-def _median_stop(trials: Sequence[Trial]) -> Callable[[Path, int], Tracker]:
-    def build(out: Path, step: int) -> Tracker:
-        return MedianStop(out, step, [t.run for t in trials if t.run != out])
-
-    return build
-
-
 class MedianStop(Tracker):
     """Ends a run whose best mIoU so far is below the median of others at the same step.
 
@@ -283,12 +277,12 @@ class MedianStop(Tracker):
     Args:
         out: the run folder.
         step: the run continues after this step.
-        others: folders of the other runs, also of those that have not begun.
+        runs: folders of all runs of the sweep, also of those that have not begun.
     """
 
-    def __init__(self, out: Path, step: int, others: Sequence[Path]) -> None:
+    def __init__(self, out: Path, step: int, runs: Sequence[Path]) -> None:
         super().__init__(out, step)
-        self.others = others
+        self.others = [run for run in runs if run != out]
         self.best = _best_until(out, step) or 0.0
 
     def line(self, line: Mapping[str, Any]) -> None:

@@ -61,7 +61,8 @@ def run(arguments: list[str]) -> int:
         print(json.dumps(_plain(given.data, checkups, findings, failed)))
     else:
         print("\n".join(_summary(given.data, checkups, findings)))
-        if not failed and not given.quick and _is_complete(checkups):
+        complete = {"train", "val"} <= {checkup.dataset.split for checkup in checkups}
+        if complete and not failed and not given.quick:
             data = shlex.quote(str(given.data))
             train = f"setr train RECIPE --data.root {data}"
             print(f"next: setr auto {data}, or {train}", file=sys.stderr)
@@ -106,10 +107,6 @@ def _open_splits(given: Arguments) -> list[Dataset | Finding]:
             if split in usual and split not in there
         ]
     return opened
-
-
-def _is_complete(checkups: list[Checkup]) -> bool:
-    return {"train", "val"} <= {checkup.dataset.split for checkup in checkups}
 
 
 def _plain(data: str, checkups: list[Checkup], findings: list[Finding], failed: bool) -> dict:

@@ -90,12 +90,13 @@ def suspicious_regions(
     wrong = (prediction != truth) & (truth != IGNORE)
     radius = reach(truth.shape)
     least = max(2, round(math.pi * radius**2))
+    square = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
     found = []
     for c in np.unique(prediction[wrong]):
         own = wrong & (prediction == c)
         if np.count_nonzero(own) < least:
             continue
-        near = cv2.dilate((truth == c).astype(np.uint8), _square(radius))
+        near = cv2.dilate((truth == c).astype(np.uint8), square)
         _, numbers, boxes, _ = cv2.connectedComponentsWithStats(
             (own & (near == 0)).astype(np.uint8), connectivity=8
         )
@@ -119,7 +120,3 @@ def likelihood_sums(
     pixels = np.bincount(ids, minlength=256)[:num_classes]
     sums = np.bincount(ids, weights=likelihood.ravel(), minlength=256)[:num_classes]
     return pixels, sums
-
-
-def _square(radius: int) -> np.ndarray:
-    return np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)

@@ -15,7 +15,6 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -183,7 +182,8 @@ class Batcher:
     def _outcomes(self, key: Any, jobs: Sequence[Job]) -> Sequence[Any]:
         """One answer or exception per job."""
         try:
-            outcomes = self._run(key, [job.item for job in jobs], partial(_any_wanted, jobs))
+            wanted = lambda: any(job.wanted for job in jobs)  # noqa: E731
+            outcomes = self._run(key, [job.item for job in jobs], wanted)
             if len(outcomes) == len(jobs):
                 return outcomes
             raise RuntimeError(f"{len(outcomes)} answers for {len(jobs)} images")
@@ -236,7 +236,3 @@ def _is_fault(outcome: Any) -> bool:
     return isinstance(outcome, BaseException) and not isinstance(
         outcome, SetrError | DeadlinePassed
     )
-
-
-def _any_wanted(jobs: Sequence[Job]) -> bool:
-    return any(job.wanted for job in jobs)
