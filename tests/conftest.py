@@ -25,10 +25,13 @@ import torch
 from setr._extras import unreported
 from setr.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from setr.data import scenes
+from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.layers import cpu_blocks, products
 from setr.model import SETR, create_model
+from setr.model_info import ModelInfo
 from setr.prediction.video import VideoReader
+from setr.predictor import Predictor
 from setr.reading.files import write_bytes
 
 for package in ("openvino", "nncf", "ray"):  # some tests import them before setr does
@@ -101,6 +104,23 @@ def tiny_model(decoder: str = "pup", num_classes: int = 5, **arguments: object) 
     }
     settings.update(arguments)
     return create_model(f"setr_{decoder}_nano", num_classes=num_classes, **settings)
+
+
+def scene_predictor(
+    decoder: str = "pup", *, info: dict[str, Any] | None = None, **options: Any
+) -> Predictor:
+    """A tiny model of the drawn scenes' classes in fp32, the same at each call."""
+    torch.manual_seed(0)
+    model = tiny_model(decoder, num_classes=len(scenes.CLASSES))
+    own = ModelInfo(labels=scenes.LABELS, **(info or {}))
+    return Predictor(model, own, precision="fp32", **options)
+
+
+def save_scene_model(folder: Path, decoder: str = "pup", **info: Any) -> Path:
+    """The model of `scene_predictor` as a directory."""
+    made = scene_predictor(decoder, info=info)
+    save_pretrained(folder, made.network, made.info)
+    return folder
 
 
 def renamed(

@@ -36,7 +36,7 @@ from setr.scores.adjustment import (
     threshold_offsets,
 )
 from setr.training import best
-from tests.conftest import tiny_config, tiny_model
+from tests.conftest import save_scene_model, tiny_config, tiny_model
 
 
 def pixels(n=4000, K=4, seed=0):
@@ -154,11 +154,7 @@ def test_is_never_worse_and_leaves_a_perfect_model_alone():
 
 @pytest.mark.parametrize("by", ["iou", "class"])
 def test_command_writes_a_model_that_scores_higher(tmp_path, capsys, by):
-    tiny_run = tmp_path / "model"
-    torch.manual_seed(0)
-    save_pretrained(
-        tiny_run, tiny_model(num_classes=len(scenes.CLASSES)), ModelInfo(labels=scenes.LABELS)
-    )
+    tiny_run = save_scene_model(tmp_path / "model")
     out = tmp_path / "adjusted"
     assert main(["adjust", str(tiny_run), "scenes:40", "-o", str(out), "--by", by]) == 0
     printed = capsys.readouterr().out
@@ -293,8 +289,7 @@ def test_a_finished_training_is_adjusted_without_an_image_that_breaks(
 def test_a_split_without_counted_pixels_is_refused(folder_data, tmp_path, capsys, blank, by, fix):
     for mask in (folder_data / "labels" / blank).iterdir():
         write_bytes(mask, encode_png(np.full((48, 48), 255, np.uint8)))
-    model = tmp_path / "model"
-    save_pretrained(model, tiny_model("naive", num_classes=9), ModelInfo(labels=scenes.LABELS))
+    model = save_scene_model(tmp_path / "model", "naive")
     words = ["adjust", str(model), str(folder_data), "-o", str(tmp_path / "out"), "--by", by]
     assert main([*words, "--workers", "0"]) == DATA_CHECK_FAILED
     said = capsys.readouterr().err
@@ -305,8 +300,7 @@ def test_a_split_without_counted_pixels_is_refused(folder_data, tmp_path, capsys
 
 def test_training_pairs_that_cannot_be_read_are_told(folder_data, tmp_path, capsys):
     (folder_data / "labels" / "train" / "scene_002.png").write_bytes(b"no mask")
-    model = tmp_path / "model"
-    save_pretrained(model, tiny_model("naive", num_classes=9), ModelInfo(labels=scenes.LABELS))
+    model = save_scene_model(tmp_path / "model", "naive")
     words = ["adjust", str(model), str(folder_data), "-o", str(tmp_path / "out")]
     assert main(words) == DATA_CHECK_FAILED
     assert "1 of 6 pairs of split 'train' are unusable" in capsys.readouterr().err
@@ -420,8 +414,7 @@ def test_a_model_with_another_threshold_has_the_figures_that_eval_shows(tmp_path
     ],
 )
 def test_a_threshold_that_cannot_be_is_refused(folder_data, tmp_path, capsys, words, message):
-    model = tmp_path / "model"
-    save_pretrained(model, tiny_model("naive", num_classes=9), ModelInfo(labels=scenes.LABELS))
+    model = save_scene_model(tmp_path / "model", "naive")
     out = tmp_path / "out"
     assert main(["adjust", str(model), str(folder_data), "-o", str(out), *words]) == USAGE
     assert message in capsys.readouterr().err

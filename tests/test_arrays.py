@@ -33,17 +33,14 @@ from setr.reading.arrays import as_image
 from setr.reading.files import expanded, write_bytes
 from setr.reading.masks import read_mask
 from setr.reading.urls import download, download_file
-from tests.conftest import tiny_model
+from tests.conftest import scene_predictor
 from tests.serving import until
 from tests.test_images import UNREADABLE
 
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    torch.manual_seed(0)
-    model = tiny_model(num_classes=len(scenes.CLASSES))
-    info = ModelInfo(labels=scenes.LABELS, protocol=Protocol(short_side=8), crop_size=(32, 32))
-    return Predictor(model, info, precision="fp32")
+    return scene_predictor(info={"protocol": Protocol(short_side=8), "crop_size": (32, 32)})
 
 
 @pytest.fixture

@@ -25,32 +25,25 @@ from setr.batch import Outcome, Task, outcomes
 from setr.cli import main
 from setr.data import scenes
 from setr.errors import FAILED, OK, USAGE, SetrError
-from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.loading import load
-from setr.model_info import ModelInfo
 from setr.prediction import packs, passes
 from setr.prediction.inputs import find_items, read_item
 from setr.prediction.manifest import Manifest
 from setr.prediction.passes import Batches, NoMemoryError, predict_each
 from setr.prediction.settled import run_names
 from setr.processes.lock import Lock, open_locked
-from setr.protocols import Protocol
 from setr.reading.files import walk_images, write_bytes
 from setr.reading.storage import Storage, result_test
 from setr.result import Result
-from tests.conftest import tiny_model
+from tests.conftest import save_scene_model
 
 SIZES = ((48, 48), (48, 48), (40, 56), (48, 48), (48, 48), (40, 56), (37, 48), (48, 48), (48, 48))
 
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    info = ModelInfo(labels=scenes.LABELS, protocol=Protocol())
-    save_pretrained(folder, tiny_model(num_classes=len(scenes.CLASSES)), info)
-    return folder
+    return save_scene_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -5,27 +5,19 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 
 from setr.bench import ROWS, Row, advice, bench, run_process
 from setr.cli import main
 from setr.commands.bench import table
-from setr.data import scenes
 from setr.errors import USAGE, SetrError
 from setr.exporting import bench_row
-from setr.hub import save_pretrained
 from setr.loading import load
-from setr.model_info import ModelInfo
-from tests.conftest import tiny_model
+from tests.conftest import save_scene_model
 
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    info = ModelInfo(labels=scenes.LABELS, crop_size=(32, 48))
-    save_pretrained(folder, tiny_model("naive", num_classes=len(scenes.CLASSES)), info)
-    return folder
+    return save_scene_model(tmp_path_factory.mktemp("model"), "naive", crop_size=(32, 48))
 
 
 def test_rows_are_timed_and_compared(model_dir):

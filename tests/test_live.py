@@ -19,13 +19,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from setr.cli import main
-from setr.data import scenes
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
 from setr.hub import save_pretrained
-from setr.model_info import ModelInfo
 from setr.prediction import live, streams
 from setr.prediction.filming import predict_video
 from setr.prediction.live import LiveReader, is_live, live_name, open_video
@@ -33,16 +30,14 @@ from setr.prediction.video import VideoWriter
 from setr.predictor import Predictor
 from setr.processes.interrupt import Stopped
 from setr.reading.urls import without_password
-from tests.conftest import frames, tiny_model
+from tests.conftest import frames, scene_predictor
 
 SECRET = "rtsp://me:p@ss@cam.example/live"
 
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    torch.manual_seed(0)
-    model = tiny_model(num_classes=len(scenes.CLASSES))
-    return Predictor(model, ModelInfo(labels=scenes.LABELS), precision="fp32", allow_urls=True)
+    return scene_predictor(allow_urls=True)
 
 
 @pytest.fixture(scope="module")

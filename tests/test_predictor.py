@@ -33,16 +33,12 @@ from setr.protocols import Protocol
 from setr.reading.files import write_bytes
 from setr.reading.masks import read_mask
 from setr.scores.submissions import check_submission
-from tests.conftest import tiny_model
+from tests.conftest import save_scene_model, tiny_model
 
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    info = ModelInfo(labels=scenes.LABELS, protocol=Protocol(short_side=40))
-    save_pretrained(folder, tiny_model(num_classes=len(scenes.CLASSES)), info)
-    return folder
+    return save_scene_model(tmp_path_factory.mktemp("model"), protocol=Protocol(short_side=40))
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import setr
@@ -21,7 +20,6 @@ from setr.data import scenes
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
 from setr.hub import save_pretrained
 from setr.labels import IGNORE
-from setr.model_info import ModelInfo
 from setr.prediction import mapping, rasters
 from setr.prediction.mapping import predict_raster
 from setr.prediction.outputs import write
@@ -30,7 +28,7 @@ from setr.prediction.rasters import Raster
 from setr.prediction.shares import area_text
 from setr.predictor import Predictor
 from setr.reading.gdal import is_georeferenced
-from tests.conftest import tiny_model
+from tests.conftest import scene_predictor
 
 rasterio = pytest.importorskip("rasterio", reason='needs the extra: pip install "setr[geo]"')
 TRANSFORM = rasterio.Affine(0.5, 0.0, 500_000.0, 0.0, -0.5, 5_400_000.0)
@@ -38,10 +36,7 @@ TRANSFORM = rasterio.Affine(0.5, 0.0, 500_000.0, 0.0, -0.5, 5_400_000.0)
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    torch.manual_seed(0)
-    model = tiny_model(num_classes=len(scenes.CLASSES))
-    info = ModelInfo(labels=scenes.LABELS, crop_size=(32, 32))
-    return Predictor(model, info, precision="fp32")
+    return scene_predictor(info={"crop_size": (32, 32)})
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from setr.cli import main
 from setr.data import scenes
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
 from setr.hub import save_pretrained
 from setr.images import encode_png
-from setr.model_info import ModelInfo
 from setr.prediction.filming import predict_video
 from setr.prediction.streams import Stream, predict_stream
 from setr.prediction.video import VideoReader, VideoWriter
@@ -28,16 +26,14 @@ from setr.predictor import Predictor
 from setr.processes.progress import Progress
 from setr.reading.files import write_bytes
 from setr.reading.masks import read_mask
-from tests.conftest import frames, tiny_model
+from tests.conftest import frames, scene_predictor
 
 RATE, COUNT = 12.5, 5
 
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    torch.manual_seed(0)
-    model = tiny_model(num_classes=len(scenes.CLASSES))
-    return Predictor(model, ModelInfo(labels=scenes.LABELS), precision="fp32")
+    return scene_predictor()
 
 
 def write_clip(path: Path, count: int = COUNT, size: tuple[int, int] = (48, 64)) -> Path:
