@@ -357,6 +357,7 @@ ORDER = (
         "export",
         "exporting.bench_row",
         "bench",
+        "token_shares",
     ),
     # pages and tables
     *(
