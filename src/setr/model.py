@@ -203,12 +203,12 @@ class SETR(nn.Module):
         return self.encoder.layer_depth(parameter_name)
 
     def set_merge_tokens(self, share: float) -> None:
-        """Let similar tokens of 2x2 patches go through the encoder as one, in a share of the groups.
+        """Let the most similar 2x2 groups of patches go through the encoder as one token each.
 
         No weight changes, so this can be set for a trained model, too.
 
         Args:
-            share: of all groups of each image, the most similar ones, 0 to 1; 0 for none.
+            share: of all groups of each image, 0 to 1; 0 for none.
 
         Raises:
             SetrError: another share, or an encoder whose blocks need the whole grid of patches.

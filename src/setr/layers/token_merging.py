@@ -1,8 +1,8 @@
 """Token merging: similar neighbours become one token behind the first block, and four in the end.
 
-Most patches of an image look like their neighbours, and a transformer computes each of them anew in
-every block. Here the grid of patches is divided into groups of 2x2, and a share of the groups, those
-whose four tokens are most alike, go through the remaining blocks as one token each, their mean.
+Most patches of an image look like their neighbours, and a transformer computes each of them anew
+in every block. Here the grid of patches is divided into groups of 2x2, and a share of the groups,
+those whose tokens are most alike, go through the other blocks as one token each, their mean.
 Behind a tapped block every patch gets the token that stands for it, so decoders see whole maps.
 
 After the local half of ALGM (Norouzi et al., Adaptive Local-then-Global Token Merging for Efficient
@@ -54,7 +54,7 @@ class Merging(NamedTuple):
         return _rows(tokens, self.places)
 
     def turned(self, angles: list[Tensor | None]) -> list[Tensor | None]:
-        """Rotary angles of some blocks for patches -> those for the tokens, a group's in its middle.
+        """Rotary angles of some blocks for patches -> for tokens; a group's are of its middle.
 
         Args:
             angles: of each block sines, then cosines, (hw, 2D) or of each head (heads, hw, 2D).
