@@ -153,7 +153,7 @@ def test_strides_that_are_refused():
             tiny_vit(patch_stride=stride)
     with pytest.raises(SetrError, match="ResNet in place of patches"):
         create_model("hybrid_base", num_classes=2, patch_stride=8)
-    with pytest.raises(SetrError, match="patch_stride: resnet101c has none of them"):
+    with pytest.raises(SetrError, match="merge_tokens: resnet101c has none of them"):
         create_model("fcn_r101", num_classes=2, patch_stride=8)
 
 

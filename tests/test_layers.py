@@ -162,6 +162,7 @@ ORDER = (
         "layers.gated_positions",
         "layers.gemma_vit",
         "layers.timm_vit",
+        "layers.token_merging",
         "encoder",
         "hybrid",
         "layers.upsampling",
@@ -356,6 +357,7 @@ ORDER = (
         "export",
         "exporting.bench_row",
         "bench",
+        "token_shares",
     ),
     # pages and tables
     *(

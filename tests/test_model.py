@@ -355,7 +355,7 @@ def test_refusals():
         tiny_model("pup", aux_taps=(7,))
     with pytest.raises(SetrError, match="fcn_r101 has a fixed width"):
         create_model("fcn_r101", num_classes=2, channels=64)
-    with pytest.raises(SetrError, match="patch_stride: resnet101c has none of them"):
+    with pytest.raises(SetrError, match="merge_tokens: resnet101c has none of them"):
         create_model("fcn_r101", num_classes=2, pos_interp="bilinear")
     with pytest.raises(SetrError, match="is not a timm ResNet"):
         SETR(encoder="vit_tiny_patch16_384", decoder="fcn", num_classes=2, taps=(4,))

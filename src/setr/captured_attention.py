@@ -117,6 +117,7 @@ def catch_attention(model: SETR, images: Tensor, layers: Sequence[int]) -> dict[
         )
     caught: dict[int, Caught] = {}
     with ExitStack() as stack:
+        stack.enter_context(_unmerged(model))
         for layer in layers:
             attn: Any = getattr(blocks[layer - 1], "attn", None)
             if hasattr(attn, "fused_attn"):
@@ -127,6 +128,19 @@ def catch_attention(model: SETR, images: Tensor, layers: Sequence[int]) -> dict[
     if missing:
         raise UsageError(f"layer {missing[0]} has no plain attention that could be shown")
     return caught
+
+
+@contextmanager
+def _unmerged(model: SETR) -> Iterator[None]:
+    """Context in which no tokens are merged, so that every patch has its own attention."""
+    share = model.arguments["merge_tokens"]
+    if share:
+        model.set_merge_tokens(0.0)
+    try:
+        yield
+    finally:
+        if share:
+            model.set_merge_tokens(share)
 
 
 @contextmanager

@@ -45,6 +45,7 @@ GROUPS = {
         "train": "train a recipe, or continue a run: setr train RECIPE [--optim.lr 0.01 …]",
         "sweep": "compare settings by training: setr sweep RECIPE --vary optim.lr 1e-5 1e-4",
         "adjust": "raise mIoU, or set the threshold of two classes: setr adjust MODEL DATA -o OUT",
+        "merge-tokens": "a faster model, without training: setr merge-tokens MODEL DATA -o OUT",
         "average": "one model from the mean weights of several runs: setr average RUN RUN… -o OUT",
     },
     "testing": {

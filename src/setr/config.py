@@ -58,6 +58,9 @@ class ModelConfig:
     convolutions, as on BEiT and MAE."""
     patch_stride: int | None = None
     """Stride of the patch embedding in pixels; below the patch size, patches overlap."""
+    merge_tokens: float = 0.0
+    """Share of the 2x2 groups of patches, 0 to 1, that go through the encoder as one token each,
+    the most similar ones: faster, and less accurate."""
     drop_path: float = 0.0
     """Stochastic depth rate of the last block, 0 to 1."""
     aux: bool = True
@@ -81,6 +84,10 @@ class ModelConfig:
         check_fields(self, "model.")
         check_setting(
             0 <= self.drop_path < 1, f"model.drop_path {self.drop_path}: give 0 to below 1"
+        )
+        check_setting(
+            0 <= self.merge_tokens <= 1,
+            f"model.merge_tokens {self.merge_tokens}: give a share of the groups, 0 to 1",
         )
         check_setting(self.freeze >= -1, f"model.freeze {self.freeze}: give blocks, or -1 for all")
         check_setting(self.lora_rank >= 0, f"model.lora_rank {self.lora_rank}: give 0 or more")

@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from setr.arguments.choices import PosInterp, PrefixTokens, Readout
+from setr.layers.adapted_vit import rope_by_block
 from setr.layers.backbone import Backbone, require_taps
 from setr.layers.cpu_blocks import speed_up
 from setr.layers.patch_embedding import embed_in_full_precision, overlap_patches
@@ -27,6 +29,7 @@ from setr.layers.positions import (
 from setr.layers.readout import read_out, require_readout
 from setr.layers.recompute import recompute_cheap
 from setr.layers.timm_vit import create_vit
+from setr.layers.token_merging import most_alike, require_mergeable
 
 
 class Encoder(Backbone):
@@ -47,6 +50,8 @@ class Encoder(Backbone):
         patch_stride: pixels between neighbouring tokens; None for the patch size, as in the paper.
             With a smaller stride patches overlap: a finer map from the same weights (Amir et al.
             2021, section 3.1). The cost of attention grows with the fourth power of 1 / stride.
+        merge_tokens: share of the 2x2 groups of patches, 0 to 1, that go through all blocks but the
+            first as one token each (`token_merging.py`).
         norm_eps: epsilon of the blocks' layer norms; None keeps the model's own, usually 1e-6.
         readout: what becomes of the class token behind each tapped block: `ignore` it, `add` it to
             every patch token, or `concat` it to every patch token along the channels (Ranftl et al.
@@ -72,6 +77,7 @@ class Encoder(Backbone):
         pos_interp: PosInterp = "bicubic",
         prefix_tokens: PrefixTokens = "keep",
         patch_stride: int | None = None,
+        merge_tokens: float = 0.0,
         norm_eps: float | None = None,
         readout: Readout = "ignore",
         prune_norm: bool = True,
@@ -112,6 +118,17 @@ class Encoder(Backbone):
             self.vit.num_prefix_tokens = 0
         if not hasattr(self.vit, "positions"):  # `FlexibleViT` resamples in its own way
             self.vit._pos_embed = self._pos_embed
+        self.name = name
+        self.set_merge_tokens(merge_tokens)
+
+    def set_merge_tokens(self, share: float) -> None:
+        """Merge a share of the 2x2 groups of patches, 0 to 1, behind the first block.
+
+        Raises:
+            SetrError: another share, or an encoder whose blocks need the whole grid.
+        """
+        require_mergeable(self.vit, self.name, share)
+        self.merge_tokens = share
 
     def stages(self) -> list[nn.Module]:
         """The blocks up to the last tap."""
@@ -131,16 +148,59 @@ class Encoder(Backbone):
         For the readout `concat` they have 2C channels, the class token's last.
         """
         padded, (h, w) = self.padded(images)
-        tokens: list[Any] = self.vit.forward_intermediates(
-            padded,
-            indices=[tap - 1 for tap in self.taps],
-            intermediates_only=True,
-            output_fmt="NLC",
-            return_prefix_tokens=self.readout != "ignore",
-        )
+        if self.merge_tokens:
+            pairs = self._merged(images)
+            tokens: list[Any] = pairs if self.readout != "ignore" else [maps for maps, _ in pairs]
+        else:
+            tokens = self.vit.forward_intermediates(
+                padded,
+                indices=[tap - 1 for tap in self.taps],
+                intermediates_only=True,
+                output_fmt="NLC",
+                return_prefix_tokens=self.readout != "ignore",
+            )
         if self.readout != "ignore":
             tokens = [read_out(patches, prefix[:, :1], self.readout) for patches, prefix in tokens]
         return [t.reshape(images.shape[0], h, w, -1).permute(0, 3, 1, 2) for t in tokens]
+
+    def _merged(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Patches (B, hw, C) and prefix tokens (B, P, C) behind each tap, with merged tokens."""
+        tokens, rope, grid = self.embed(images)
+        first, *others = self.vit.blocks
+        angles = rope_by_block(rope, 1 + len(others))
+        P = self.vit.num_prefix_tokens
+        tokens = self.run_block(first, tokens, angles[0])
+        merging = most_alike(tokens[:, P:], grid, self.merge_tokens)
+        found = [(tokens[:, P:], tokens[:, :P])] if 1 in self.taps else []
+        tokens = torch.cat([tokens[:, :P], merging.merge(tokens[:, P:])], dim=1)
+        turned = merging.turned(angles[1:])
+        for number, block in enumerate(others, 2):
+            tokens = self.run_block(block, tokens, turned[number - 2])
+            if number in self.taps:
+                found.append((merging.restore(tokens[:, P:]), tokens[:, :P]))
+        return found
+
+    def run_block(
+        self,
+        block: nn.Module,
+        tokens: Tensor,
+        rope: Tensor | None,
+        Q: int = 0,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Run a block on (B, N, C) tokens, of which the first Q are queries.
+
+        Rotary positions belong to the patches, which follow all other tokens.
+        """
+        options: dict[str, Any] = {} if mask is None else {"attn_mask": mask}
+        if rope is not None:
+            options["rope"] = rope
+            block.attn.num_prefix_tokens = Q + self.vit.num_prefix_tokens  # type: ignore[union-attr]
+        if self.vit.grad_checkpointing and torch.is_grad_enabled():
+            out: Tensor = checkpoint(block, tokens, use_reentrant=False, **options)
+        else:
+            out = block(tokens, **options)
+        return out
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
         """What the first block receives.

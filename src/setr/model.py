@@ -20,6 +20,7 @@ from setr.arguments.elsewhere import require_own_keywords
 from setr.arguments.typed import checked
 from setr.catalog import DecoderName, model_settings, name_with
 from setr.decoders import UpsampleHead
+from setr.encoder import Encoder
 from setr.errors import UsageError
 from setr.layers.mask_classifier import MaskClassifier, MaskOutput, Masks
 from setr.layers.outputs import Features as Features
@@ -57,6 +58,8 @@ class SETR(nn.Module):
         prefix_tokens: `keep` class and register tokens through the blocks, or `drop` them before
             the first block.
         patch_stride: pixels between neighbouring tokens; None for the patch size, as in the paper.
+        merge_tokens: share of the 2x2 groups of patches, 0 to 1, whose tokens become one behind the
+            encoder's first block: faster, and less accurate (`set_merge_tokens`).
         odd_sizes: treatment of images whose sides are not multiples of the patch size: `crop` pads
             them and crops the logits; `squeeze` resizes the padded logits to the image, which
             shifts them by up to a patch (mmsegmentation's behaviour, for comparisons only).
@@ -82,6 +85,7 @@ class SETR(nn.Module):
         pos_interp: PosInterp = "bicubic",
         prefix_tokens: PrefixTokens = "keep",
         patch_stride: int | None = None,
+        merge_tokens: float = 0.0,
         odd_sizes: OddSizes = "crop",
     ) -> None:
         super().__init__()
@@ -100,6 +104,7 @@ class SETR(nn.Module):
             pos_interp=pos_interp,
             prefix_tokens=prefix_tokens,
             patch_stride=patch_stride,
+            merge_tokens=merge_tokens,
         )
         self.neck, widths, fixed = build_neck(decoder, self.encoder, neck_args or {})
         self.decoder = DECODERS[decoder](widths[-1], num_classes, **fixed, **(decoder_args or {}))
@@ -196,6 +201,22 @@ class SETR(nn.Module):
         if not parameter_name.startswith("encoder."):
             return 0
         return self.encoder.layer_depth(parameter_name)
+
+    def set_merge_tokens(self, share: float) -> None:
+        """Let the most similar 2x2 groups of patches go through the encoder as one token each.
+
+        No weight changes, so this can be set for a trained model, too.
+
+        Args:
+            share: of all groups of each image, 0 to 1; 0 for none.
+
+        Raises:
+            SetrError: another share, or an encoder whose blocks need the whole grid of patches.
+        """
+        if not isinstance(self.encoder, Encoder):
+            raise UsageError(f"merge_tokens {share:g}: a ResNet has no tokens")
+        self.encoder.set_merge_tokens(share)
+        self.arguments["merge_tokens"] = share
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute encoder activations in the backward pass to save memory."""

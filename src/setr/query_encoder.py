@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from setr.encoder import Encoder
 from setr.errors import UsageError
@@ -95,7 +94,7 @@ class QueryEncoder(Encoder):
         before = len(self.vit.blocks) - self.num_query_blocks
         ropes = rope_by_block(rope, len(self.vit.blocks))
         for block, angles in zip(self.vit.blocks[:before], ropes, strict=False):
-            tokens = self._run(block, tokens, angles)
+            tokens = self.run_block(block, tokens, angles)
         Q = 0
         if queries is not None:
             Q = len(queries)
@@ -109,7 +108,7 @@ class QueryEncoder(Encoder):
                 if self.masked[i]:
                     share = self.mask_probability[i]
                     mask = self._attention_mask(logits, tokens.shape[1], grid, share)
-            tokens = self._run(block, tokens, angles, Q, mask)
+            tokens = self.run_block(block, tokens, angles, Q, mask)
         return self._split(tokens, Q, grid)[: 2 if Q else 1]
 
     def _split(self, tokens: Tensor, Q: int, grid: tuple[int, int]) -> list[Tensor]:
@@ -132,28 +131,6 @@ class QueryEncoder(Encoder):
         mask = torch.ones(B, length, length, dtype=torch.bool, device=logits.device)
         mask[:, :Q, -grid[0] * grid[1] :] = inside.flatten(2) | unmasked
         return mask[:, None]
-
-    def _run(
-        self,
-        block: nn.Module,
-        tokens: Tensor,
-        rope: Tensor | None,
-        Q: int = 0,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Run a block on (B, N, C) tokens, of which the first Q are queries.
-
-        Rotary positions belong to the patches, which follow all other tokens.
-        """
-        options: dict[str, Any] = {} if mask is None else {"attn_mask": mask}
-        if rope is not None:
-            options["rope"] = rope
-            block.attn.num_prefix_tokens = Q + self.vit.num_prefix_tokens  # type: ignore[union-attr]
-        if self.vit.grad_checkpointing and torch.is_grad_enabled():
-            out: Tensor = checkpoint(block, tokens, use_reentrant=False, **options)
-        else:
-            out = block(tokens, **options)
-        return out
 
     def layer_depth(self, name: str) -> int:
         """As in `Encoder`; the final norm belongs to the last block."""

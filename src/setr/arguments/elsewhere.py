@@ -176,6 +176,7 @@ COMMANDS_HERE = {
     "init-data": "init",
     "init-data --folds": "cross-validate crossval cv kfold",
     "init-data --tile": "tile",
+    "merge-tokens": "algm compress prune tome",
     "models": "info list-models",
     "predict": "camera infer inference live segment stream track watch webcam",
     "predict --save gpkg": "polygonize vectorize",

@@ -12,6 +12,7 @@ _OTHER_OPTIONS = {
     "drop_path_rate": "model.drop_path",
     "img_size": "model.img_size",
     "in_chans": "the data's bands (`bands` of data.yaml)",
+    "merge_tokens": "model.merge_tokens",
     "name": "model.encoder",
     "patch_stride": "model.patch_stride",
     "pos_interp": "model.pos_interp",

@@ -50,6 +50,7 @@ def build_model(config: Config, num_classes: int) -> SETR:
         pos_interp=settings.pos_interp,
         prefix_tokens=settings.prefix_tokens,
         patch_stride=settings.patch_stride,
+        merge_tokens=settings.merge_tokens,
         encoder_args=encoder_args,
         in_chans=len(settings.mean),
     )
