@@ -143,6 +143,36 @@ def test_gradients_reach_every_parameter_also_with_checkpointing(decoder):
         torch.testing.assert_close(grad, found[1][name])
 
 
+def test_eomt_s_queries_see_merged_patches():
+    """Nothing merged changes nothing; a mask admits a merged token if it admits a patch of it."""
+    torch.manual_seed(0)
+    arguments = {"depth": 3, "embed_dim": 64, "num_heads": 2, "query_blocks": 2}
+    model = create_model("eomt_nano", num_classes=4, img_size=64, encoder_args=arguments)
+    images = torch.randn(2, 3, 64, 64)
+    model.set_progress(0.0)
+
+    def stages(share: float) -> list[Tensor]:
+        model.set_merge_tokens(share)
+        output = model(images, with_aux=True)
+        return [x for stage in output.stages for x in (stage.masks, stage.classes)]
+
+    whole, none, half = stages(0.0), stages(1e-6), stages(0.5)
+    for ours, expected in zip(none, whole, strict=True):
+        torch.testing.assert_close(ours, expected)
+    assert [x.shape for x in half] == [x.shape for x in whole]
+    assert not torch.allclose(half[-1], whole[-1])
+    sum(x.square().sum() for x in half).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    encoder = model.encoder
+    merging = most_alike(torch.randn(1, 16, 8), (4, 4), 1.0)
+    logits = torch.full((1, 1, 4, 4), -1.0)
+    logits[0, 0, 1, 2] = 1.0  # of the second group
+    share = torch.ones(())
+    mask = encoder._attention_mask(logits, 1 + 1 + 4, (4, 4), share, merging)[0, 0, 0]
+    second = int(merging.places[0, 2])
+    assert mask.tolist() == [True, True, *(i == second for i in range(4))]
+
+
 def test_a_readout_gets_the_prefix_tokens():
     whole, images = vit(readout="concat"), torch.randn(1, 3, 64, 64)
     whole.set_merge_tokens(1e-6)
@@ -171,7 +201,6 @@ def test_other_shares_are_refused(share):
         ("setr_naive_base", {"encoder": "samvit_base_patch16"}),
         ("setr_naive_base", {"encoder": "convit_tiny"}),
         ("setr_naive_base", {"encoder": "vit_relpos_small_patch16_224"}),
-        ("eomt_base", {}),
         ("fcn_r101", {}),
     ],
 )

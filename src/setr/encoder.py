@@ -29,7 +29,7 @@ from setr.layers.positions import (
 from setr.layers.readout import read_out, require_readout
 from setr.layers.recompute import recompute_cheap
 from setr.layers.timm_vit import create_vit
-from setr.layers.token_merging import most_alike, require_mergeable
+from setr.layers.token_merging import Merging, most_alike, require_mergeable
 
 
 class Encoder(Backbone):
@@ -149,7 +149,7 @@ class Encoder(Backbone):
         """
         padded, (h, w) = self.padded(images)
         if self.merge_tokens:
-            pairs = self._merged(images)
+            pairs = self._merged_maps(images)
             tokens: list[Any] = pairs if self.readout != "ignore" else [maps for maps, _ in pairs]
         else:
             tokens = self.vit.forward_intermediates(
@@ -163,22 +163,26 @@ class Encoder(Backbone):
             tokens = [read_out(patches, prefix[:, :1], self.readout) for patches, prefix in tokens]
         return [t.reshape(images.shape[0], h, w, -1).permute(0, 3, 1, 2) for t in tokens]
 
-    def _merged(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _merged_maps(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Patches (B, hw, C) and prefix tokens (B, P, C) behind each tap, with merged tokens."""
         tokens, rope, grid = self.embed(images)
         first, *others = self.vit.blocks
         angles = rope_by_block(rope, 1 + len(others))
         P = self.vit.num_prefix_tokens
         tokens = self.run_block(first, tokens, angles[0])
-        merging = most_alike(tokens[:, P:], grid, self.merge_tokens)
         found = [(tokens[:, P:], tokens[:, :P])] if 1 in self.taps else []
-        tokens = torch.cat([tokens[:, :P], merging.merge(tokens[:, P:])], dim=1)
+        tokens, merging = self.merged(tokens, P, grid)
         turned = merging.turned(angles[1:])
         for number, block in enumerate(others, 2):
             tokens = self.run_block(block, tokens, turned[number - 2])
             if number in self.taps:
                 found.append((merging.restore(tokens[:, P:]), tokens[:, :P]))
         return found
+
+    def merged(self, tokens: Tensor, before: int, grid: tuple[int, int]) -> tuple[Tensor, Merging]:
+        """Merge the patches among (B, N, C) tokens, which follow the first `before` ones."""
+        merging = most_alike(tokens[:, before:], grid, self.merge_tokens)
+        return torch.cat([tokens[:, :before], merging.merge(tokens[:, before:])], dim=1), merging
 
     def run_block(
         self,

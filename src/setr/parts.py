@@ -76,9 +76,10 @@ def require_fitting(given: Mapping[str, Any]) -> None:
         raise UsageError(f"aux_taps {given['aux_taps']}: must be among the taps {given['taps']}")
     if decoder == "eomt":
         reads = (given["encoder_args"] or {}).get("readout", "ignore") != "ignore"
-        own = ("resnet", "aux_taps", "patch_stride", "merge_tokens")
-        if any(given[name] for name in own) or reads:
-            raise UsageError(f"{', '.join(own)}, readout: EoMT has none of them; leave them out")
+        if given["resnet"] or given["aux_taps"] or given["patch_stride"] or reads:
+            raise UsageError(
+                "resnet, aux_taps, patch_stride, readout: EoMT has none of them; leave them out"
+            )
         _require_place_for_queries(encoder)
     positioned = given["pos_interp"] != "bicubic" or given["prefix_tokens"] != "keep"
     tokens = given["patch_stride"] or given["merge_tokens"]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from setr.encoder import Encoder
 from setr.errors import UsageError
 from setr.layers.adapted_vit import rope_by_block
+from setr.layers.token_merging import Merging
 
 Guide = Callable[[Tensor, Tensor], Tensor]
 """Normalised patches (B, C, h, w) and queries (B, C, 1, Q) -> mask logits (B, Q, h', w')."""
@@ -93,43 +94,56 @@ class QueryEncoder(Encoder):
         tokens, rope, grid = self.embed(images)
         before = len(self.vit.blocks) - self.num_query_blocks
         ropes = rope_by_block(rope, len(self.vit.blocks))
-        for block, angles in zip(self.vit.blocks[:before], ropes, strict=False):
-            tokens = self.run_block(block, tokens, angles)
-        Q = 0
-        if queries is not None:
-            Q = len(queries)
-            queries = queries.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
-            tokens = torch.cat([queries, tokens], dim=1)
-        last = zip(self.vit.blocks[before:], ropes[before:], strict=True)
-        for i, (block, angles) in enumerate(last):
+        Q, merging = 0, None
+        for number, block in enumerate(self.vit.blocks):
+            if number == before and queries is not None:
+                Q = len(queries)
+                queries = queries.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
+                tokens = torch.cat([queries, tokens], dim=1)
             mask = None
-            if guide is not None:
-                logits = guide(*self._split(tokens, Q, grid))
-                if self.masked[i]:
-                    share = self.mask_probability[i]
-                    mask = self._attention_mask(logits, tokens.shape[1], grid, share)
-            tokens = self.run_block(block, tokens, angles, Q, mask)
-        return self._split(tokens, Q, grid)[: 2 if Q else 1]
+            if number >= before and guide is not None:
+                logits = guide(*self._split(tokens, Q, grid, merging))
+                if self.masked[number - before]:
+                    share = self.mask_probability[number - before]
+                    mask = self._attention_mask(logits, tokens.shape[1], grid, share, merging)
+            tokens = self.run_block(block, tokens, ropes[number], Q, mask)
+            if number == 0 and self.merge_tokens:
+                tokens, merging = self.merged(tokens, Q + self.vit.num_prefix_tokens, grid)
+                ropes = [None, *merging.turned(ropes[1:])]
+        return self._split(tokens, Q, grid, merging)[: 2 if Q else 1]
 
-    def _split(self, tokens: Tensor, Q: int, grid: tuple[int, int]) -> list[Tensor]:
+    def _split(
+        self, tokens: Tensor, Q: int, grid: tuple[int, int], merging: Merging | None
+    ) -> list[Tensor]:
         """The normalised patches (B, C, h, w) and queries (B, C, 1, Q) of (B, N, C) tokens."""
         tokens = self.vit.norm(tokens)
-        patches = tokens[:, Q + self.vit.num_prefix_tokens :].transpose(1, 2)
-        return [patches.unflatten(2, grid), tokens[:, :Q].transpose(1, 2)[:, :, None]]
+        patches = tokens[:, Q + self.vit.num_prefix_tokens :]
+        if merging is not None:
+            patches = merging.restore(patches)
+        maps = patches.transpose(1, 2).unflatten(2, grid)
+        return [maps, tokens[:, :Q].transpose(1, 2)[:, :, None]]
 
     def _attention_mask(
-        self, logits: Tensor, length: int, grid: tuple[int, int], share: Tensor
+        self,
+        logits: Tensor,
+        length: int,
+        grid: tuple[int, int],
+        share: Tensor,
+        merging: Merging | None = None,
     ) -> Tensor:
         """(B, 1, N, N) bool: what each token may attend to; all but the masked queries see all.
 
-        A patch is inside a query's mask if the logits, resized to the patch grid, are positive.
-        `share`, a scalar on the CPU, is that of the masked queries.
+        A patch is inside a query's mask if the logits, resized to the patch grid, are positive; a
+        merged token, if one of its patches is. `share`, a scalar on the CPU, is that of the masked
+        queries.
         """
         B, Q = logits.shape[:2]
-        inside = F.interpolate(logits.detach().float(), grid, mode="bilinear") > 0
+        inside = F.interpolate(logits.detach().float(), grid, mode="bilinear").flatten(2) > 0
+        if merging is not None:
+            inside = merging.merge(inside.float().transpose(1, 2)).transpose(1, 2) > 0
         unmasked = torch.rand(B, Q, 1, device=logits.device) > share
         mask = torch.ones(B, length, length, dtype=torch.bool, device=logits.device)
-        mask[:, :Q, -grid[0] * grid[1] :] = inside.flatten(2) | unmasked
+        mask[:, :Q, -inside.shape[-1] :] = inside | unmasked
         return mask[:, None]
 
     def layer_depth(self, name: str) -> int:
