@@ -91,6 +91,20 @@ def test_dropped_prefix_tokens_leave_patches_only():
     assert tokens.shape[1] == 16
 
 
+def test_dropped_prefix_tokens_are_not_trained():
+    """DDP waits for the gradient of every parameter that is."""
+    encoder = tiny_vit(prefix_tokens="drop")
+    for count in (None, 0, 1, -1):
+        if count is not None:
+            encoder.freeze(count)
+        encoder.zero_grad()
+        maps = encoder(torch.randn(1, 3, 64, 64, requires_grad=True))
+        sum(x.square().sum() for x in maps).backward()
+        trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
+        assert trained == {name for name, p in encoder.named_parameters() if p.grad is not None}
+        assert ("vit.pos_embed" in trained) == (not count)
+
+
 # --- overlapping patches --------------------------------------------------------------------------
 
 

@@ -116,6 +116,9 @@ class Encoder(Backbone):
             require_absolute_positions(self.vit, name)
         if self.drop_prefix:
             self.vit.num_prefix_tokens = 0
+            self.unused = frozenset(f"vit.{name}" for name in prefix_names(self.vit))
+            for name in prefix_names(self.vit):
+                getattr(self.vit, name).requires_grad_(False)
         if not hasattr(self.vit, "positions"):  # `FlexibleViT` resamples in its own way
             self.vit._pos_embed = self._pos_embed
         self.name = name

@@ -28,6 +28,9 @@ class Backbone(nn.Module):
     """Regular expression for parameter names; its first group is the number of the stage."""
     first_stage: int
     """Number of the first stage in parameter names."""
+    unused: frozenset[str] = frozenset()
+    """Names of parameters that `forward` does not read. They are never trained: with several
+    processes, torch would wait for their gradients."""
     _trainable_stages: list[nn.Module] | None = None
     _adapters: list[nn.Module] | None = None
 
@@ -71,17 +74,19 @@ class Backbone(nn.Module):
         trainable = _ids(last if count else [self])
         if self._adapters is not None:
             trainable &= _ids(self._adapters)
-        for parameter in self.parameters():
-            parameter.requires_grad_(id(parameter) in trainable)
+        self._train_parameters(trainable)
         self._trainable_stages = last if count else None
         self.train(self.training)
 
     def train_only(self, parts: list[nn.Module]) -> None:
         """Freeze all parameters but those of some parts, also for later calls of `freeze`."""
         self._adapters = parts
-        trainable = _ids(parts)
-        for parameter in self.parameters():
-            parameter.requires_grad_(id(parameter) in trainable)
+        self._train_parameters(_ids(parts))
+
+    def _train_parameters(self, trainable: set[int]) -> None:
+        """Freeze all parameters but those with these ids, as far as they are used."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(id(parameter) in trainable and name not in self.unused)
 
     def train(self, mode: bool = True) -> Backbone:
         """As `nn.Module.train`, but frozen stages stay in eval mode."""

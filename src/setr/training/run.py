@@ -85,8 +85,8 @@ class Run:
             announce(config, len(self.dataset))
         built = without_weights(config) if folder.state else config  # the state holds all weights
         self.model = everywhere(partial(build_model, built, num_classes)).to(self.device)
-        trained, total = parameter_counts(self.model)
-        if trained < total:
+        if config.model.freeze or config.model.lora_rank:
+            trained, total = parameter_counts(self.model)
             say(f"training {trained:,} of {total:,} parameters ({trained / total:.1%})")
         self.telemetry = Telemetry(config, num_classes, self.device, self.dtype)
         self.parallel = Parallel(self.model, config.train.sharding, compiled=config.train.compile)
