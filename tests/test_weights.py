@@ -21,12 +21,16 @@ from torch import Tensor
 from setr import create_model, load_weights
 from setr._timm import timm
 from setr.errors import USAGE, SetrError
+from setr.hub import save_pretrained
+from setr.labels import Labels
 from setr.layers.positions import resample_grid
 from setr.model import SETR
+from setr.model_info import ModelInfo
 from setr.weight_files.architecture import read_architecture
 from setr.weight_files.foreign import convert_foreign
 from setr.weight_files.naming import Translation
 from setr.weight_files.pretrained import load_encoder, pretrained_id
+from setr.weight_files.stored_grid import shape_of
 from setr.weight_files.tensorfiles import read_tensor_file
 from tests.conftest import tiny_model
 
@@ -448,6 +452,45 @@ def test_rectangular_grid_needs_the_size_it_was_trained_at(tmp_path):
     ) as caught:
         load_weights(build(), path)
     assert caught.value.code == USAGE
+
+
+@pytest.mark.parametrize("encoder", [VIT, "beit_base_patch16_224"])
+@pytest.mark.parametrize(
+    ("size", "other"),
+    [((32, 128), (64, 64)), ((64, 64), (32, 128)), ((48, 80), (80, 48)), ((48, 80), (64, 96))],
+)
+def test_a_model_directory_tells_the_shape_of_its_grid(encoder, size, other, tmp_path):
+    """Tensors of 2x8 and of 4x4 patches, of 3x5 and of 5x3, have the same shape."""
+    source, target = build(encoder, size), build(encoder, other)
+    is_beit = encoder.startswith("beit")
+    with torch.no_grad():
+        ramp = torch.arange(source.encoder.vit.patch_embed.grid_size[1], dtype=torch.float32)
+        if is_beit:  # the offset of columns
+            width = len(ramp)
+            offsets = torch.arange(1 - width, width).float().expand(2 * size[0] // 16 - 1, -1)
+            for block in source.encoder.vit.blocks:
+                block.attn.relative_position_bias_table[:-3] = offsets.reshape(-1, 1)
+        else:  # the number of the column
+            columns = ramp.expand(size[0] // 16, -1).reshape(1, -1, 1)
+            source.encoder.vit.pos_embed[:, 1:] = columns.expand(-1, -1, 64)
+    save_pretrained(tmp_path, source, ModelInfo(Labels(("a", "b", "c"))))
+    for place in (tmp_path, tmp_path / "model.safetensors"):
+        load_weights(target, place)
+        rows, columns = other[0] // 16, other[1] // 16
+        if is_beit:
+            table = target.encoder.vit.blocks[0].attn.relative_position_bias_table[:-3, 0]
+            maps = table.unflatten(0, (2 * rows - 1, 2 * columns - 1))
+        else:
+            maps = target.encoder.vit.pos_embed[0, 1:, 0].unflatten(0, (rows, columns))
+        torch.testing.assert_close(maps, maps[:1].expand_as(maps), atol=1e-4, rtol=0)
+        assert (maps.diff(dim=1) >= 0).all()
+
+
+def test_the_shape_of_a_grid_is_its_images():
+    assert shape_of(256, (64, 256)) == (8, 32)
+    assert shape_of(1200, (480, 640)) == (30, 40)
+    assert shape_of(945, (130, 515)) == (15, 63)
+    assert shape_of(7, (64, 64)) in ((1, 7), (7, 1))
 
 
 # --- what is refused ------------------------------------------------------------------------------
