@@ -721,6 +721,37 @@ def test_names_of_wrappers_are_taken_off(tmp_path, prefix):
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("start", ["net.", "trainer.segmenter.", "model.net._orig_mod."])
+def test_names_of_attributes_are_taken_off(tmp_path, start):
+    """What Lightning and others save of a model inside their own module, and of its loss."""
+    model, other = (create_model("setr_naive_nano", num_classes=2, img_size=16) for _ in range(2))
+    vit, encoder = source_vit(), build()
+    for source, load in ((model, other), (vit, encoder)):
+        saved = {start + name: value for name, value in source.state_dict().items()}
+        torch.save({"state_dict": saved | {"loss.weight": torch.ones(2)}}, tmp_path / "last.ckpt")
+        report = load_weights(load, tmp_path / "last.ckpt")
+        assert report.encoder_share == 1
+        assert any(name.endswith("loss.weight") for name in report.unexpected)
+    assert_same_maps(encoder, vit)
+    state = other.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("generation", [4, 5])
+def test_other_transformers_in_a_file_are_not_the_encoder(tmp_path, generation):
+    """ViTMAEForPreTraining's decoder and a text model have layers of the same names."""
+    vit = source_vit()
+    state = huggingface_state(vit, generation)
+    more = {n.removeprefix("vit."): torch.zeros_like(v) for n, v in state.items() if "layer" in n}
+    text = {f"text_model.{name}": value for name, value in more.items()}
+    mae = {f"decoder.decoder_{name.removeprefix('encoder.')}": v for name, v in more.items()}
+    torch.save({**state, **mae, **text}, tmp_path / "pytorch_model.bin")
+    model = build()
+    report = load_weights(model, tmp_path / "pytorch_model.bin")
+    assert {*mae, *text} <= set(report.unexpected)
+    assert_same_maps(model, vit)
+
+
 # --- pretrained by tag ----------------------------------------------------------------------------
 
 
