@@ -737,6 +737,24 @@ def test_names_of_attributes_are_taken_off(tmp_path, start):
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
 
 
+def test_weights_are_found_in_a_checkpoint_by_any_name(tmp_path):
+    vit, path = source_vit(), tmp_path / "last.pth"
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 0.1}]}
+    beside = {"epoch": 3, "optimizer": optimizer, "rng_state": torch.zeros(8)}
+    for weights in (
+        {"net": vit.state_dict()},
+        {"model": {"state_dict": vit.state_dict()}},
+        {"model": {"ema": vit.state_dict(), "steps": torch.tensor(3)}},
+    ):
+        torch.save(weights | beside, path)
+        model = build()
+        assert load_weights(model, path).encoder_share == 1
+        assert_same_maps(model, vit)
+    torch.save({"net": vit.state_dict(), "ema": vit.state_dict()} | beside, path)
+    with pytest.raises(SetrError, match=r"several sets of tensors \(net, ema\); save the one"):
+        load_weights(build(), path)
+
+
 @pytest.mark.parametrize("generation", [4, 5])
 def test_other_transformers_in_a_file_are_not_the_encoder(tmp_path, generation):
     """ViTMAEForPreTraining's decoder and a text model have layers of the same names."""
