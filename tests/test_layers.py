@@ -184,6 +184,7 @@ ORDER = (
         "catalog",
         "weight_files.tensorfiles",
         "weight_files.naming",
+        "weight_files.stored_grid",
         "weight_files.relative_bias",
         "weight_files.sam",
         "weight_files.upernet",

@@ -21,12 +21,16 @@ from torch import Tensor
 from setr import create_model, load_weights
 from setr._timm import timm
 from setr.errors import USAGE, SetrError
+from setr.hub import save_pretrained
+from setr.labels import Labels
 from setr.layers.positions import resample_grid
 from setr.model import SETR
+from setr.model_info import ModelInfo
 from setr.weight_files.architecture import read_architecture
 from setr.weight_files.foreign import convert_foreign
 from setr.weight_files.naming import Translation
 from setr.weight_files.pretrained import load_encoder, pretrained_id
+from setr.weight_files.stored_grid import shape_of
 from setr.weight_files.tensorfiles import read_tensor_file
 from tests.conftest import tiny_model
 
@@ -450,6 +454,45 @@ def test_rectangular_grid_needs_the_size_it_was_trained_at(tmp_path):
     assert caught.value.code == USAGE
 
 
+@pytest.mark.parametrize("encoder", [VIT, "beit_base_patch16_224"])
+@pytest.mark.parametrize(
+    ("size", "other"),
+    [((32, 128), (64, 64)), ((64, 64), (32, 128)), ((48, 80), (80, 48)), ((48, 80), (64, 96))],
+)
+def test_a_model_directory_tells_the_shape_of_its_grid(encoder, size, other, tmp_path):
+    """Tensors of 2x8 and of 4x4 patches, of 3x5 and of 5x3, have the same shape."""
+    source, target = build(encoder, size), build(encoder, other)
+    is_beit = encoder.startswith("beit")
+    with torch.no_grad():
+        ramp = torch.arange(source.encoder.vit.patch_embed.grid_size[1], dtype=torch.float32)
+        if is_beit:  # the offset of columns
+            width = len(ramp)
+            offsets = torch.arange(1 - width, width).float().expand(2 * size[0] // 16 - 1, -1)
+            for block in source.encoder.vit.blocks:
+                block.attn.relative_position_bias_table[:-3] = offsets.reshape(-1, 1)
+        else:  # the number of the column
+            columns = ramp.expand(size[0] // 16, -1).reshape(1, -1, 1)
+            source.encoder.vit.pos_embed[:, 1:] = columns.expand(-1, -1, 64)
+    save_pretrained(tmp_path, source, ModelInfo(Labels(("a", "b", "c"))))
+    for place in (tmp_path, tmp_path / "model.safetensors"):
+        load_weights(target, place)
+        rows, columns = other[0] // 16, other[1] // 16
+        if is_beit:
+            table = target.encoder.vit.blocks[0].attn.relative_position_bias_table[:-3, 0]
+            maps = table.unflatten(0, (2 * rows - 1, 2 * columns - 1))
+        else:
+            maps = target.encoder.vit.pos_embed[0, 1:, 0].unflatten(0, (rows, columns))
+        torch.testing.assert_close(maps, maps[:1].expand_as(maps), atol=1e-4, rtol=0)
+        assert (maps.diff(dim=1) >= 0).all()
+
+
+def test_the_shape_of_a_grid_is_its_images():
+    assert shape_of(256, (64, 256)) == (8, 32)
+    assert shape_of(1200, (480, 640)) == (30, 40)
+    assert shape_of(945, (130, 515)) == (15, 63)
+    assert shape_of(7, (64, 64)) in ((1, 7), (7, 1))
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
@@ -676,6 +719,55 @@ def test_names_of_wrappers_are_taken_off(tmp_path, prefix):
     load_weights(other, tmp_path / "own.pth")
     state = other.state_dict()
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("start", ["net.", "trainer.segmenter.", "model.net._orig_mod."])
+def test_names_of_attributes_are_taken_off(tmp_path, start):
+    """What Lightning and others save of a model inside their own module, and of its loss."""
+    model, other = (create_model("setr_naive_nano", num_classes=2, img_size=16) for _ in range(2))
+    vit, encoder = source_vit(), build()
+    for source, load in ((model, other), (vit, encoder)):
+        saved = {start + name: value for name, value in source.state_dict().items()}
+        torch.save({"state_dict": saved | {"loss.weight": torch.ones(2)}}, tmp_path / "last.ckpt")
+        report = load_weights(load, tmp_path / "last.ckpt")
+        assert report.encoder_share == 1
+        assert any(name.endswith("loss.weight") for name in report.unexpected)
+    assert_same_maps(encoder, vit)
+    state = other.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
+def test_weights_are_found_in_a_checkpoint_by_any_name(tmp_path):
+    vit, path = source_vit(), tmp_path / "last.pth"
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 0.1}]}
+    beside = {"epoch": 3, "optimizer": optimizer, "rng_state": torch.zeros(8)}
+    for weights in (
+        {"net": vit.state_dict()},
+        {"model": {"state_dict": vit.state_dict()}},
+        {"model": {"ema": vit.state_dict(), "steps": torch.tensor(3)}},
+    ):
+        torch.save(weights | beside, path)
+        model = build()
+        assert load_weights(model, path).encoder_share == 1
+        assert_same_maps(model, vit)
+    torch.save({"net": vit.state_dict(), "ema": vit.state_dict()} | beside, path)
+    with pytest.raises(SetrError, match=r"several sets of tensors \(net, ema\); save the one"):
+        load_weights(build(), path)
+
+
+@pytest.mark.parametrize("generation", [4, 5])
+def test_other_transformers_in_a_file_are_not_the_encoder(tmp_path, generation):
+    """ViTMAEForPreTraining's decoder and a text model have layers of the same names."""
+    vit = source_vit()
+    state = huggingface_state(vit, generation)
+    more = {n.removeprefix("vit."): torch.zeros_like(v) for n, v in state.items() if "layer" in n}
+    text = {f"text_model.{name}": value for name, value in more.items()}
+    mae = {f"decoder.decoder_{name.removeprefix('encoder.')}": v for name, v in more.items()}
+    torch.save({**state, **mae, **text}, tmp_path / "pytorch_model.bin")
+    model = build()
+    report = load_weights(model, tmp_path / "pytorch_model.bin")
+    assert {*mae, *text} <= set(report.unexpected)
+    assert_same_maps(model, vit)
 
 
 # --- pretrained by tag ----------------------------------------------------------------------------

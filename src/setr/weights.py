@@ -36,6 +36,7 @@ from setr.weight_files.stem import (
     patch_grid,
     reads_rgb_alone,
 )
+from setr.weight_files.stored_grid import stored_size
 from setr.weight_files.tensorfiles import read_tensor_file
 
 _FINAL_NORMS = {
@@ -140,13 +141,14 @@ def match_weights(
     name_layer_scales(given, own)
     filled = found.filled + fill_plain(given, own)
 
+    size = stored_size(source) if found.dialect == "setr" and not _keeps_grid(model) else None
     state: dict[str, Tensor] = {}
     resized, adapted, mismatched = [], [], []
     for name in [n for n in given if n in own]:
-        exact = found.dialect == "setr" and given[name].shape == own[name].shape
-        value = (
-            given[name] if exact else _resampled(model, found, name, given, own, pos_interp, source)
-        )
+        exact = found.dialect == "setr" and given[name].shape == own[name].shape and size is None
+        value = given[name]
+        if not exact:
+            value = _resampled(model, found, name, given, own, pos_interp, source, size)
         if value is not given[name]:
             resized.append(name)
         if reads_rgb_alone(value, own[name]):
@@ -193,8 +195,12 @@ def _resampled(
     own: dict[str, Tensor],
     pos_interp: PosInterp | None,
     source: str,
+    size: tuple[int, int] | None,
 ) -> Tensor:
-    """A given tensor, resampled if it belongs to another patch grid or size than the model's."""
+    """A given tensor, resampled if it belongs to another patch grid or size than the model's.
+
+    `size` is that of the images which the checkpoint is for, if known.
+    """
     value = given[name]
     if name == POSITIONS:
         if found.dialect == "radio" and value.shape[1] != own[name].shape[1]:
@@ -203,14 +209,19 @@ def _resampled(
                 "naflexvit_*_radio_* that these weights belong to (--model.encoder)"
             )
         mode = pos_interp or model.encoder.pos_interp
-        return fit_positions(model.encoder, value, given, mode, source)
+        return fit_positions(model.encoder, value, given, mode, source, size)
     if name.endswith(TABLE):
-        return fit_table(name, value, own[name], patch_grid(model.encoder), source)
+        return fit_table(name, value, own[name], patch_grid(model.encoder), source, size)
     if name.endswith(OFFSETS):
         return fit_offsets(value, own[name])
     if name == PATCHES and "patch_size" in (model.arguments["encoder_args"] or {}):
         return fit_patches(value, own[name])
     return value
+
+
+def _keeps_grid(model: Loadable) -> bool:
+    """Whether positions belong to one grid whatever the image size, as in NaFlex ViTs."""
+    return hasattr(getattr(model.encoder, "vit", None), "positions")
 
 
 def _differences(model: Loadable, found: Translation, source: str) -> list[str]:

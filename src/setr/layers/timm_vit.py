@@ -69,6 +69,7 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
     Raises:
         SetrError: unknown name, a model without variable input size, or arguments that it refuses.
     """
+    from setr._timm import timm
     from setr.layers.rotary import make_on_device
 
     _require_known(name)
@@ -82,6 +83,8 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
             f"img_size {img_size}: {name} has patches of {embed.patch_size[0]} pixels; "
             "give the side of an image in pixels, no smaller than a patch"
         )
+    if len({*timm.layers.to_2tuple(getattr(embed, "patch_size", 1))}) > 1:
+        raise UsageError(f"encoder_args: patch_size {embed.patch_size}: patches must be square")
     if getattr(vit, "attn_pool", None) is not None:
         vit.attn_pool = None  # SigLIP's pooling head is not used and would get no gradient
     adapt(vit)
@@ -156,6 +159,11 @@ def _created(name: str, needed: dict[str, Any], given: dict[str, Any]) -> Any:
             raise ValueError("num_heads must be a whole number from 1")
         if given.get("patch_drop_rate"):
             raise ValueError("patch_drop_rate leaves holes in the feature maps")
+        if given.get("features_only"):
+            raise ValueError("features_only: leave it out; encoders return feature maps anyway")
+        for key, value in needed.items():
+            if given.get(key, value) != value:
+                raise ValueError(f"{key} must be {value!r}")
         arguments = {**needed, **given}
         if isinstance(layer := given.get("mlp_layer"), str):  # of other layers timm takes names
             arguments["mlp_layer"] = _mlp_layer(layer)

@@ -75,10 +75,9 @@ def require_fit(model: Loadable, source: str) -> None:
     Raises:
         SetrError: as `load_weights`.
     """
-    file = local_file(source)
-    if file is not None:
-        found = translate(read_tensor_file(file).tensors, source)
-        match_weights(model, found, source, new_head=True)
+    if local_file(source) is not None:
+        found, name = encoder_weights(model, source)
+        match_weights(model, found, name, new_head=True)
 
 
 def local_file(source: str) -> Path | None:

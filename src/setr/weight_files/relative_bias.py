@@ -15,6 +15,7 @@ from torch import Tensor
 
 from setr.errors import UsageError
 from setr.weight_files.naming import Tensors
+from setr.weight_files.stored_grid import shape_of
 
 TABLE = "relative_position_bias_table"
 _SHARED = f"rel_pos_bias.{TABLE}"
@@ -76,13 +77,20 @@ def fill_plain(given: Tensors, own: Tensors) -> list[str]:
     return filled
 
 
-def fit_table(name: str, value: Tensor, own: Tensor, grid: tuple[int, int], source: str) -> Tensor:
+def fit_table(
+    name: str,
+    value: Tensor,
+    own: Tensor,
+    grid: tuple[int, int],
+    source: str,
+    size: tuple[int, int] | None = None,
+) -> Tensor:
     """Resample a table to the model's patch grid, as the authors do before fine-tuning.
 
     Offsets near zero keep their values, distant ones are stretched: the old offsets are placed at
     0, ±1, ±(1 + q), ±(1 + q + q^2), …, with a q that makes the last one that of the new grid
     (microsoft/unilm, beit/run_class_finetuning.py; linear between them, as in timm). Only tables of
-    square grids can be resampled.
+    square grids can be resampled, and of a known image size.
 
     Args:
         name: of the table, for error messages.
@@ -90,22 +98,27 @@ def fit_table(name: str, value: Tensor, own: Tensor, grid: tuple[int, int], sour
         own: the model's.
         grid: patch grid (h, w) of the model's.
         source: name of the file, for error messages.
+        size: image size (height, width) that the table is for, if known.
 
     Raises:
         SetrError: the table of a grid that is not square.
     """
-    if value.shape == own.shape or value.ndim != 2 or value.shape[1] != own.shape[1]:
+    if value.ndim != 2 or value.shape[1] != own.shape[1]:
         return value
-    special = len(own) - (2 * grid[0] - 1) * (2 * grid[1] - 1)  # rows of the class token: 3 or 0
+    offsets_of_grid = (2 * grid[0] - 1, 2 * grid[1] - 1)
+    special = len(own) - offsets_of_grid[0] * offsets_of_grid[1]  # rows of the class token: 3 or 0
     count = len(value) - special
     side = round(max(0, count) ** 0.5)
-    if side * side != count or side % 2 == 0 or side < 3:
+    sides = shape_of(count, size) if size is not None and count > 0 else (side, side)
+    if sides == offsets_of_grid or (value.shape == own.shape and size is None):
+        return value
+    if sides[0] * sides[1] != count or any(n % 2 == 0 or n < 3 for n in sides):
         raise UsageError(
             f"{source}: {name} has {len(value)} rows, which belong to no square grid; build the "
             "model with the img_size it was trained at"
         )
-    offsets = value[:count].double().unflatten(0, (side, side))
-    down, across = (_weights(side, 2 * n - 1) for n in grid)
+    offsets = value[:count].double().unflatten(0, sides)
+    down, across = (_weights(old, new) for old, new in zip(sides, offsets_of_grid, strict=True))
     fitted = torch.einsum("ya,xb,abm->yxm", down, across, offsets).flatten(0, 1)
     return torch.cat([fitted.to(value.dtype), value[count:]])
 

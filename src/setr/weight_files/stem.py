@@ -13,6 +13,7 @@ from torch import Tensor
 from setr.arguments.choices import PosInterp
 from setr.errors import UsageError
 from setr.layers.positions import PREFIX_TOKENS, resample_grid
+from setr.weight_files.stored_grid import shape_of
 
 POSITIONS = "encoder.vit.pos_embed"
 PATCHES = "encoder.vit.patch_embed.proj.weight"
@@ -46,11 +47,16 @@ def fold_prefix(encoder: Any, given: dict[str, Tensor]) -> None:
 
 
 def fit_positions(
-    encoder: Any, value: Tensor, given: dict[str, Tensor], mode: PosInterp, source: str
+    encoder: Any,
+    value: Tensor,
+    given: dict[str, Tensor],
+    mode: PosInterp,
+    source: str,
+    size: tuple[int, int] | None = None,
 ) -> Tensor:
     """Resample position embeddings of the patch grid; those of prefix tokens are kept.
 
-    A grid that is not square must be as large as the model's; otherwise its shape is unknown.
+    A grid that is not square must be as large as the model's, or that of a known image size.
 
     Args:
         encoder: the model's encoder.
@@ -58,6 +64,7 @@ def fit_positions(
         given: all tensors of the checkpoint.
         mode: see `resample_grid`.
         source: name of the file, for error messages.
+        size: image size (height, width) that the grid is for, if known.
 
     Returns:
         (1, N', C), or `value` itself if it fits already or lacks a prefix token.
@@ -69,7 +76,9 @@ def fit_positions(
     grid = patch_grid(encoder)
     stored = _stored_prefix(given, covered)
     count = value.shape[1] - stored
-    if is_square(count):
+    if size is not None and count > 0:
+        old = shape_of(count, size)
+    elif is_square(count):
         old = (round(count**0.5),) * 2
     elif count == grid[0] * grid[1]:
         old = grid

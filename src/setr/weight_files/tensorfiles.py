@@ -31,6 +31,8 @@ _INERT_PACKAGES = frozenset(
 )
 """Packages whose objects occur in checkpoints; they become placeholders, without any import."""
 _SETTINGS = (".py", ".yaml", ".yml", ".json")
+_STATES = ("state_dict", "model", "model_state", "teacher", "module", "target_encoder")
+"""Where training frameworks store the weights in a checkpoint, the first that is there."""
 _LEGACY_PICKLES = 5  # magic number, protocol, system, values, storage keys; then raw numbers
 _INERT_NAMES = (
     frozenset(f"builtins.{name}" for name in ("getattr", "slice", "set", "bytearray", "complex"))
@@ -164,12 +166,32 @@ def _read_torch(path: Path) -> TensorFile:
     if not isinstance(values, dict):
         raise SetrError(f"{path}: holds a {type(values).__name__}, not named tensors")
     meta = values.get("meta")
-    for key in ("state_dict", "model", "model_state", "teacher", "module", "target_encoder"):
-        if isinstance(values.get(key), dict):
-            values = values[key]
-            break
-    tensors = {str(k): v.detach() for k, v in values.items() if isinstance(v, Tensor)}
+    tensors = {str(k): v.detach() for k, v in _state(values, path).items() if isinstance(v, Tensor)}
     return TensorFile(path, tensors, meta if isinstance(meta, dict) else {})
+
+
+def _state(values: dict[Any, Any], path: Path) -> dict[Any, Any]:
+    """The dictionary with the tensors in the content of a file.
+
+    Raises:
+        SetrError: several dictionaries have more tensors than the file itself.
+    """
+    for key in _STATES:
+        if isinstance(values.get(key), dict):
+            return _state(values[key], path)
+    counts = {
+        key: sum(isinstance(part, Tensor) for part in value.values())
+        for key, value in values.items()
+        if isinstance(value, dict)
+    }
+    own = sum(isinstance(value, Tensor) for value in values.values())
+    inner = [key for key, count in counts.items() if count > own]
+    if len(inner) > 1:
+        raise SetrError(
+            f"{path}: holds several sets of tensors ({', '.join(map(str, inner))}); save the one "
+            "you mean: torch.save(torch.load(FILE)[NAME], …)"
+        )
+    return values[inner[0]] if inner else values
 
 
 class _Placeholder:
