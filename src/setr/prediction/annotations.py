@@ -215,7 +215,8 @@ def _areas(polygons: Sequence[Polygon], geo: Georeference) -> list[float] | None
     if not sizes.known:
         return None
     means = sizes.at(y + height / 2, x + width / 2)
-    for number in np.flatnonzero(np.maximum(width, height) * np.sqrt(means) > _SMALL):
+    large = np.maximum(width, height) * np.sqrt(means) > _SMALL
+    for number in map(int, np.flatnonzero(large)):
         outline, *holes = (ring - (x[number], y[number]) for ring in polygons[number].rings)
         row, column, inside = Ring(outline, holes=tuple(holes)).cover(
             (int(height[number]), int(width[number]))
