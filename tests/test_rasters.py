@@ -119,6 +119,29 @@ def test_without_data_there_is_no_label(predictor, pixels, tmp_path):
         np.testing.assert_array_equal(file.dataset_mask() == 0, empty)
 
 
+@pytest.mark.parametrize("least", [0.0, 0.3])
+def test_without_data_there_is_no_confidence(predictor, pixels, tmp_path, least):
+    """Neither in the raster, where a program would count it, nor in the mean."""
+    bands = pixels[:40, :60].transpose(2, 0, 1).copy()
+    plain = predictor.predict(write_tiff(tmp_path / "whole.tif", bands))
+    bands[:, 30:] = 0
+    path = write_tiff(tmp_path / "map.tif", bands, nodata=0)
+    own = Predictor(predictor.model, predictor.info, precision="fp32", min_confidence=least)
+    result = own.predict(path)
+    found = predict_raster(own, path, {"confidence": tmp_path / "c.tif"}, strip=40)
+    result.save(tmp_path / "saved.tif", "confidence")
+    for file in ("c.tif", "saved.tif"):
+        with rasterio.open(tmp_path / file) as opened:
+            np.testing.assert_array_equal(opened.dataset_mask() == 0, (bands == 0).all(axis=0))
+            mean = np.ma.mean(opened.read(1, masked=True)) / 255
+    assert result.share()["mean_confidence"] == pytest.approx(mean, abs=2e-3)
+    assert found["mean_confidence"] == pytest.approx(result.share()["mean_confidence"])
+    assert plain.share()["mean_confidence"] == pytest.approx(float(plain.confidence.mean()))
+    result.save(tmp_path / "ids.tif", "ids")
+    with rasterio.open(tmp_path / "ids.tif") as opened:
+        np.testing.assert_array_equal(opened.dataset_mask() == 0, result.mask == IGNORE)
+
+
 def test_what_has_no_data_is_told_row_by_row(predictor, pixels, tmp_path, monkeypatch):
     """Labels come in blocks of rows, and each has rows of its own without data."""
     monkeypatch.setitem(inference.BLOCK_BYTES, "cpu", 1)
@@ -321,8 +344,8 @@ def test_what_a_killed_run_left_of_a_raster_goes_with_the_next(predictor, pixels
         import numpy as np
         from setr.prediction.annotations import Georeference
         from setr.prediction.rasters import RasterWriter
-        SIZE = 600, 600
-        with RasterWriter(Path("l.tif"), SIZE, Georeference("", (1, 0, 0, 0, 1, 0)), None) as file:
+        SIZE, HERE = (600, 600), Georeference("", (1, 0, 0, 0, 1, 0))
+        with RasterWriter(Path("l.tif"), SIZE, HERE, "mask") as file:
             file.write(np.ones(SIZE, np.uint8), 0, 0)
             os._exit(0)
     """

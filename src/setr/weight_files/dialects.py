@@ -10,6 +10,7 @@ heads (`linear`) and EoMT's differences to DINOv3 (`eomt-delta`) get our full na
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 
 from setr.errors import SetrError
@@ -51,6 +52,8 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
                     f"{source}: incomplete or damaged; tensors contradict its layout "
                     f"({error!r:.80})"
                 ) from None
+    if (inner := _without_wrapper(tensors)) is not None:
+        return translate(inner, source)
     raise SetrError(
         f"{source}: unknown layout (its tensors are called {', '.join(list(given)[:3])}, …); "
         "supported are this toolkit's models, SETR, Segmenter, DPT and EoMT of their authors, "
@@ -60,10 +63,25 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
     )
 
 
+WRAPPED = 0.9
+"""Share of a checkpoint's tensors whose names begin with the name of a wrapping module."""
 _WRAPPER_PREFIXES = re.compile(
     r"^(module\.|model\.(?=(encoder\.(vit|net)|neck|decoder|aux_heads)\.))+|_orig_mod\."
 )
 """Prefixes added by DataParallel and similar wrappers, Lightning modules and torch.compile."""
+
+
+def _without_wrapper(tensors: Tensors) -> Tensors | None:
+    """The tensors without the word that nearly all names begin with; None if there is none.
+
+    A model inside another module, such as Lightning's, has the name of the attribute there. The few
+    others are of losses and metrics.
+    """
+    words = Counter(name.partition(".")[0] for name in tensors if "." in name)
+    (word, count), *_ = words.most_common(1) or [("", 0)]
+    if not word.isidentifier() or count < WRAPPED * len(tensors):
+        return None
+    return {name.removeprefix(f"{word}."): value for name, value in tensors.items()}
 
 
 def _own(tensors: Tensors) -> Translation:

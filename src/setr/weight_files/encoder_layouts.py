@@ -65,8 +65,10 @@ def _inner_norm(found: re.Match) -> str:
 
 def huggingface(tensors: Tensors) -> Translation:
     """A ViT, DeiT, BEiT or DINOv2 checkpoint of transformers, up to version 4 or from 5 on."""
-    start = r"^.*?(?=embeddings\.|encoder\.layer\.|layers\.\d|layernorm\.)"
-    bare = {re.sub(start, "", name, count=1): value for name, value in tensors.items()}
+    patches = "embeddings.patch_embeddings.projection.weight"
+    start = next((n.removesuffix(patches) for n in tensors if n.endswith(patches)), "")
+    outside = [n for n in tensors if not n.startswith(start)]  # text models, decoders
+    bare = {n.removeprefix(start): value for n, value in tensors.items() if n.startswith(start)}
     layer = r"(?:encoder\.layer|layers)\.(\d+)\."
     rules: list[Rule] = [
         (r"embeddings\.cls_token", "cls_token"),
@@ -105,7 +107,7 @@ def huggingface(tensors: Tensors) -> Translation:
         if f"{stem}.key.bias" not in renamed:  # BEiT's keys have none
             renamed[f"{stem}.{part[0]}_bias"] = renamed.pop(name)
     joined = _join_qkv(spread_shared_table(renamed))
-    return Translation("huggingface", joined, whole=False, unexpected=unexpected)
+    return Translation("huggingface", joined, whole=False, unexpected=unexpected + outside)
 
 
 def dinov3(tensors: Tensors) -> Translation:
