@@ -106,15 +106,8 @@ class PixelSizes:
         self.known = measured is not None
 
     def at(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Areas at places of the raster in pixels, inside the part; y and x are broadcast."""
-        parts = []
-        for place, first, nodes, count in zip(
-            (y, x), self._corner, self._grid.shape, self._shape, strict=True
-        ):
-            along = (place - first - 0.5).clip(0, count - 1) * ((nodes - 1) / max(count - 1, 1))
-            lower = along.astype(np.intp).clip(max=max(nodes - 2, 0))
-            parts.append((lower, np.minimum(lower + 1, nodes - 1), along - lower))
-        (top, bottom, down), (left, right, across) = parts
+        """Areas (N,) at places (N,) of the raster in pixels, inside the part."""
+        (top, bottom, down), (left, right, across) = self._between(0, y), self._between(1, x)
         above = self._grid[top, left] * (1 - across) + self._grid[top, right] * across
         below = self._grid[bottom, left] * (1 - across) + self._grid[bottom, right] * across
         return np.asarray(above * (1 - down) + below * down)
@@ -122,12 +115,22 @@ class PixelSizes:
     def sums(self, ids: np.ndarray, row: int, column: int, count: int) -> np.ndarray:
         """Areas (count,) of the ids 0 .. count - 1 in a block (h, w) at a place of the raster."""
         total, (h, w) = np.zeros(count), ids.shape
-        x = np.arange(w) + (column + 0.5)
-        for top in range(0, h, _ROWS):
-            part = ids[top : top + _ROWS]
-            areas = self.at((np.arange(len(part)) + (row + top + 0.5))[:, None], x)
-            total += np.bincount(part.ravel(), weights=areas.ravel(), minlength=count)[:count]
+        left, right, across = self._between(1, np.arange(w) + (column + 0.5))
+        lines = self._grid[:, left] * (1 - across) + self._grid[:, right] * across
+        top, bottom, down = self._between(0, np.arange(h) + (row + 0.5))
+        for first in range(0, h, _ROWS):
+            rows = slice(first, first + _ROWS)
+            part = down[rows, None]
+            areas = lines[top[rows]] * (1 - part) + lines[bottom[rows]] * part
+            total += np.bincount(ids[rows].ravel(), weights=areas.ravel(), minlength=count)[:count]
         return total
+
+    def _between(self, axis: int, place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The measured places before and after others, and how far these are from the first."""
+        first, nodes, count = self._corner[axis], self._grid.shape[axis], self._shape[axis]
+        along = (place - first - 0.5).clip(0, count - 1) * ((nodes - 1) / max(count - 1, 1))
+        before = along.astype(np.intp).clip(max=max(nodes - 2, 0))
+        return before, np.minimum(before + 1, nodes - 1), along - before
 
 
 class ClassAreas:
