@@ -364,6 +364,18 @@ def test_the_largest_scale_decides_whether_windows_are_needed() -> None:
     assert Protocol(scales=(1.0, 2.0)).needs_windows(1100, 1100)
 
 
+@pytest.mark.parametrize(
+    ("short", "long", "size"), [(2050, 4098, (2049, 4098)), (900, 2049, (900, 1800))]
+)
+def test_a_larger_short_side_is_not_undone_by_the_limit_of_the_long_side(short, long, size):
+    """Cityscapes has 1024x2048 pixels, of which a limit of 2049 allows no other size."""
+    own = preset("paper-ss:cityscapes")
+    found = own.overridden(short_side=short)
+    assert found.long_side == long
+    assert found.view_size(1024, 2048, 1.0) == size
+    assert own.overridden(short_side=short, long_side=2049).long_side == 2049
+
+
 def test_port_scales_the_original_and_caps_the_long_side() -> None:
     several = preset("mmseg-ms:ade20k")
     assert several.view_size(300, 400, 0.5) == (150, 200)

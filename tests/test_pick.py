@@ -79,7 +79,7 @@ def pick(root: Path, *more: str) -> int:
 
 
 def test_frames_of_one_video_are_not_all_chosen(photos: Path) -> None:
-    dataset = open_unlabelled(photos / "photos", INFO.labels, None, "")
+    dataset = open_unlabelled(photos / "photos", INFO.labels, None, "", counted=True)
     options: dict[str, Any] = {"workers": 0, "precision": "fp32"}
     picks = pick_images(Oracle(), INFO, dataset, 4, **options)  # type: ignore[arg-type]
     names = [picks.names[number] for number in picks.chosen]
@@ -88,6 +88,28 @@ def test_frames_of_one_video_are_not_all_chosen(photos: Path) -> None:
     by_doubt = sorted(picks.names, key=lambda number: -picks.uncertainty[number])
     assert sum("a/" in picks.names[number] for number in by_doubt[:4]) == 4
     assert all(0 < value < 1 for value in picks.uncertainty.values())
+
+
+def test_pixels_without_data_do_not_count(tmp_path: Path) -> None:
+    """The oracle is least sure of black, with which the empty parts of a map are filled."""
+    rasterio = pytest.importorskip("rasterio", reason='needs the extra: pip install "setr[geo]"')
+    parts = [shown(scene(0), 0, sure=200), np.zeros((*scene(0).shape, 3), np.uint8)]
+    parts[0] = np.maximum(parts[0], 1)  # no pixel of it is empty
+    images = {"all": parts[:1], "half": parts, "none": parts[1:]}
+    transform = rasterio.Affine(10, 0, 500_000, 0, -10, 5_400_000)
+    for name, columns in images.items():
+        bands = np.concatenate(columns, axis=1).transpose(2, 0, 1)
+        shape = {"count": 3, "height": bands.shape[1], "width": bands.shape[2], "dtype": "uint8"}
+        place = {"crs": "EPSG:32633", "transform": transform, "nodata": 0}
+        with rasterio.open(tmp_path / f"{name}.tif", "w", driver="GTiff", **shape, **place) as file:
+            file.write(bands)
+    dataset = open_unlabelled(tmp_path, INFO.labels, None, "", counted=True)
+    options: dict[str, Any] = {"workers": 0, "precision": "fp32"}
+    picks = pick_images(Oracle(), INFO, dataset, 3, **options)  # type: ignore[arg-type]
+    found = {Path(name).stem: picks.uncertainty[n] for n, name in picks.names.items()}
+    assert found["half"] == pytest.approx(found["all"], rel=1e-6)
+    assert found["all"] > found["none"] == 0
+    assert picks.names[picks.chosen[-1]].endswith("none.tif")
 
 
 def test_the_list_can_be_predicted(

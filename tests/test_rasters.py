@@ -19,11 +19,13 @@ from setr.cli import main
 from setr.data import scenes
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
 from setr.hub import save_pretrained
-from setr.labels import IGNORE
+from setr.labels import IGNORE, Labels
 from setr.prediction import mapping, rasters
+from setr.prediction.annotations import to_geojson
+from setr.prediction.ground import ClassAreas, Georeference
 from setr.prediction.mapping import predict_raster
 from setr.prediction.outputs import write
-from setr.prediction.polygons import signed_area
+from setr.prediction.polygons import mask_polygons, signed_area, simplified
 from setr.prediction.rasters import Raster
 from setr.prediction.shares import area_text
 from setr.predictor import Predictor
@@ -110,6 +112,29 @@ def test_without_data_there_is_no_label(predictor, pixels, tmp_path):
     with rasterio.open(tmp_path / "l.tif") as file:
         np.testing.assert_array_equal(file.read(1), result.mask)
         np.testing.assert_array_equal(file.dataset_mask() == 0, empty)
+
+
+@pytest.mark.parametrize("least", [0.0, 0.3])
+def test_without_data_there_is_no_confidence(predictor, pixels, tmp_path, least):
+    """Neither in the raster, where a program would count it, nor in the mean."""
+    bands = pixels[:40, :60].transpose(2, 0, 1).copy()
+    plain = predictor.predict(write_tiff(tmp_path / "whole.tif", bands))
+    bands[:, 30:] = 0
+    path = write_tiff(tmp_path / "map.tif", bands, nodata=0)
+    own = Predictor(predictor.model, predictor.info, precision="fp32", min_confidence=least)
+    result = own.predict(path)
+    found = predict_raster(own, path, {"confidence": tmp_path / "c.tif"}, strip=40)
+    result.save(tmp_path / "saved.tif", "confidence")
+    for file in ("c.tif", "saved.tif"):
+        with rasterio.open(tmp_path / file) as opened:
+            np.testing.assert_array_equal(opened.dataset_mask() == 0, (bands == 0).all(axis=0))
+            mean = np.ma.mean(opened.read(1, masked=True)) / 255
+    assert result.share()["mean_confidence"] == pytest.approx(mean, abs=2e-3)
+    assert found["mean_confidence"] == pytest.approx(result.share()["mean_confidence"])
+    assert plain.share()["mean_confidence"] == pytest.approx(float(plain.confidence.mean()))
+    result.save(tmp_path / "ids.tif", "ids")
+    with rasterio.open(tmp_path / "ids.tif") as opened:
+        np.testing.assert_array_equal(opened.dataset_mask() == 0, result.mask == IGNORE)
 
 
 def test_what_has_no_data_is_told_row_by_row(predictor, pixels, tmp_path, monkeypatch):
@@ -314,8 +339,8 @@ def test_what_a_killed_run_left_of_a_raster_goes_with_the_next(predictor, pixels
         import numpy as np
         from setr.prediction.annotations import Georeference
         from setr.prediction.rasters import RasterWriter
-        SIZE = 600, 600
-        with RasterWriter(Path("l.tif"), SIZE, Georeference("", (1, 0, 0, 0, 1, 0)), None) as file:
+        SIZE, HERE = (600, 600), Georeference("", (1, 0, 0, 0, 1, 0))
+        with RasterWriter(Path("l.tif"), SIZE, HERE, "mask") as file:
             file.write(np.ones(SIZE, np.uint8), 0, 0)
             os._exit(0)
     """
@@ -370,6 +395,57 @@ def test_areas_are_those_on_the_ground_whatever_the_reference_system(predictor, 
     assert result.areas == {}
     assert "area_m2" not in result.share()
     assert predictor.predict(pixels).areas == {}
+
+
+@pytest.mark.parametrize("degrees", [0.01, 0.25, 1.0])
+def test_areas_of_coarse_pixels_are_those_of_their_own_latitude(degrees):
+    """Halves of a block, whose rows differ in size; compared with the ellipsoid's zones."""
+    top, (h, w) = 70.0, (64, 90)
+    geo = Georeference("EPSG:4326", (degrees, 0, 10, 0, -degrees, top))
+    mask = np.repeat(np.arange(2, dtype=np.uint8), h // 2)[:, None].repeat(w, axis=1)
+    found = ClassAreas(geo, 2)
+    found.add(mask)
+    ends = top - degrees * np.array([0, h // 2, h])
+    expected = -np.diff(_below(ends)) * np.radians(degrees * w)
+    assert found.by_class("ab") == pytest.approx(dict(zip("ab", expected, strict=True)), rel=5e-5)
+
+
+def _below(latitude: np.ndarray) -> np.ndarray:
+    """Square metres per radian of longitude from the equator to a latitude."""
+    a, e2 = 6378137.0, 0.00669437999014
+    sine, e = np.sin(np.radians(latitude)), np.sqrt(e2)
+    logarithm = np.log((1 + e * sine) / (1 - e * sine)) / (2 * e)
+    return a**2 * (1 - e2) / 2 * (sine / (1 - e2 * sine**2) + logarithm)
+
+
+@pytest.mark.parametrize(
+    ("crs", "middle", "scale"),
+    [
+        ("EPSG:32760", (819_452, 8_118_000), 1.00086),  # UTM 60S in Fiji, where the map is 180°
+        ("EPSG:3031", (0, -2e6), 0.99788),  # Antarctica, at 180°
+        ("EPSG:3031", (0, 0), 0.97276),  # at the South Pole
+    ],
+)
+def test_areas_are_right_where_other_maps_end(crs, middle, scale):
+    side = 200
+    geo = Georeference(crs, (side, 0, middle[0] - 256 * side, 0, -side, middle[1] + 32 * side))
+    found = ClassAreas(geo, 1)
+    found.add(np.zeros((64, 512), np.uint8))
+    assert found.by_class("a")["a"] == pytest.approx(64 * 512 * (side / scale) ** 2, rel=2e-3)
+
+
+@pytest.mark.parametrize("tolerance", [0, 2])
+def test_areas_of_large_regions_are_those_of_their_pixels(tolerance):
+    """A region whose pixels are mostly in the north of its box, and one row of pixels."""
+    mask = np.full((300, 80), 255, np.uint8)
+    mask[0:20], mask[:, 0:3], mask[40, 10:] = 0, 0, 1
+    geo = Georeference("EPSG:4326", (0.1, 0, 10, 0, -0.1, 75))
+    whole = ClassAreas(geo, 2)
+    whole.add(mask)
+    polygons = [simplified(p, tolerance) for p in mask_polygons(mask, 2)]
+    features = to_geojson(polygons, Labels(("a", "b")), geo=geo)["features"]
+    found = {f["properties"]["class"]: f["properties"]["area_m2"] for f in features}
+    assert found == pytest.approx(whole.by_class("ab"), rel=0.03 if tolerance else 1e-6)
 
 
 def _degree(latitude: float) -> float:

@@ -1,7 +1,7 @@
 """Chooses which unlabelled images to label next: uncertain ones that do not look alike.
 
-The uncertainty of an image is the mean of that of its pixels, 1 minus the difference between the
-two highest class probabilities (the margin; Scheffer et al., 2001).
+The uncertainty of an image is the mean of that of its pixels with data, 1 minus the difference
+between the two highest class probabilities (the margin; Scheffer et al., 2001).
 
 Uncertainty alone picks one frame of a video after another. Images are therefore chosen one by one,
 each time the one with the largest product of its uncertainty and its distance to the most similar
@@ -22,6 +22,7 @@ from torch import Tensor
 from setr.arguments.choices import Precision
 from setr.data.dataset import Dataset
 from setr.evaluation import evaluate_split
+from setr.labels import IGNORE
 from setr.model_info import ModelInfo
 from setr.opening import Trained
 from setr.processes.interrupt import Stopped
@@ -52,13 +53,16 @@ class Picks:
     complete: bool
 
 
-def margin_uncertainty(scores: Tensor, _truth: Tensor) -> Tensor:
-    """1 minus the margin of the two highest probabilities, (B, r, W), of scores (B, K, r, W)."""
+def margin_uncertainty(scores: Tensor, truth: Tensor) -> Tensor:
+    """1 minus the margin of the two highest probabilities, (B, r, W), of scores (B, K, r, W).
+
+    It is 0 where the truth is ignored: there the image has no data.
+    """
     best, ids = scores.max(dim=1, keepdim=True)
     odds = (scores - best).exp_()  # 1 for the best class
     total = odds.sum(dim=1)
     second = odds.scatter_(1, ids, 0.0).amax(dim=1)
-    return second.sub_(1).div_(total).add_(1)
+    return second.sub_(1).div_(total).add_(1) * (truth != IGNORE)
 
 
 class Uncertain:
@@ -74,7 +78,8 @@ class Uncertain:
         assert scored.measured is not None
         size = (THUMBNAIL, THUMBNAIL)
         self.names[scored.number] = scored.name
-        self.uncertainty[scored.number] = float(scored.measured.mean())
+        counted = max(1, np.count_nonzero(scored.truth != IGNORE))
+        self.uncertainty[scored.number] = float(scored.measured.sum(dtype=np.float64) / counted)
         self.thumbnails[scored.number] = cv2.resize(
             np.ascontiguousarray(scored.image), size, interpolation=cv2.INTER_AREA
         ).ravel()
@@ -124,7 +129,7 @@ def pick_images(
     Args:
         model: on any device.
         info: classes, normalisation and protocol.
-        dataset: the images, from `open_unlabelled`.
+        dataset: the images, from `open_unlabelled`, their pixels `counted`.
         count: how many to choose.
         precision: of the forward pass.
         workers: processes that load images.

@@ -126,8 +126,14 @@ class Protocol:
         return dataclasses.replace(self, scales=MULTI_SCALES, flip=True, long_side=long_side)
 
     def overridden(self, **given: Any) -> Protocol:
-        """A copy with these fields replaced; None keeps a field as it is."""
+        """A copy with these fields replaced; None keeps a field as it is.
+
+        A larger short side raises the limit of the long side by as much, which else would undo it.
+        """
         changes = {name: v for name, v in given.items() if v is not None}
+        larger = changes.get("short_side", 0) / (self.short_side or math.inf)
+        if larger > 1 and self.long_side is not None:
+            changes.setdefault("long_side", math.ceil(self.long_side * larger))
         return dataclasses.replace(self, **changes)
 
     def whole(self) -> Protocol:

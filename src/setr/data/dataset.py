@@ -205,8 +205,12 @@ class Dataset(_Base):
             ids = self.labels.to_train_ids(raw)
         except SetrError as error:
             raise SetrError(f"{self.pairs[index].mask}: {error}") from None
+        return ids if image is None else self.with_gaps(ids, image)
+
+    def with_gaps(self, ids: np.ndarray, image: Source) -> Mask:
+        """Training ids (H, W) that are ignored where a GeoTIFF image has no data."""
         numbers = (1, 2, 3) if self.bands is None else self.bands.numbers
-        gaps = None if image is None else without_data(image, numbers)
+        gaps = without_data(image, numbers)
         return ids if gaps is None else NoDataMask(ids, gaps)
 
 

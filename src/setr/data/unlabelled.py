@@ -26,16 +26,30 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class UnlabelledImages(Dataset):
-    """Images whose pixels are all ignored."""
+    """Images whose pixels are all ignored.
+
+    Attributes:
+        counted: all of them are the first class instead, except where a GeoTIFF has no data.
+    """
+
+    counted: bool = False
 
     def open(self, index: int) -> tuple[Pixels, Mask]:
-        """One image, decoded lazily, and a mask in which every pixel is `IGNORE`."""
+        """One image, decoded lazily, and a mask in which every pixel is `IGNORE`, or `counted`."""
         rows = self.pixels(index)
-        return rows, np.full(rows.shape[:2], IGNORE, np.uint8)
+        if not self.counted:
+            return rows, np.full(rows.shape[:2], IGNORE, np.uint8)
+        ids = np.zeros(rows.shape[:2], np.uint8)
+        return rows, ids if isinstance(rows, np.ndarray) else self.with_gaps(ids, rows.source)
 
 
 def open_unlabelled(
-    folder: str | os.PathLike, labels: Labels, bands: Bands | None, option: str = SPLIT
+    folder: str | os.PathLike,
+    labels: Labels,
+    bands: Bands | None,
+    option: str = SPLIT,
+    *,
+    counted: bool = False,
 ) -> Dataset:
     """The images of a folder and the folders in it.
 
@@ -44,6 +58,7 @@ def open_unlabelled(
         labels: of the training split.
         bands: of the training split.
         option: what names the folder, in messages.
+        counted: see `UnlabelledImages`.
 
     Raises:
         SetrError: no such folder, or no images in it.
@@ -55,7 +70,7 @@ def open_unlabelled(
     if not names:
         raise no_images(folder, option)
     pairs = Pairs([SplitFiles(root, names, None)])
-    return UnlabelledImages(root.name, SPLIT, labels, pairs, bands=bands)
+    return UnlabelledImages(root.name, SPLIT, labels, pairs, bands=bands, counted=counted)
 
 
 def require_readable(images: Dataset, progress: Callable[[int, int], None]) -> None:

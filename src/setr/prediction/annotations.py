@@ -18,9 +18,13 @@ from setr._extras import import_extra
 from setr.colours import hex_colour
 from setr.errors import SetrError, first_line
 from setr.labels import Labels
-from setr.prediction.ground import Georeference, pixel_areas
+from setr.outlines.drawing import Ring
+from setr.prediction.ground import Georeference, PixelSizes
 from setr.prediction.polygons import Polygon, run_lengths, signed_area, simplified
 from setr.reading.vectors import wkb_polygon
+
+_SMALL = 1000.0
+"""Metres on a side of a region whose pixels are taken to be of one size."""
 
 
 def to_geojson(
@@ -190,12 +194,37 @@ def _properties(
         }
         for polygon in polygons
     ]
-    boxes = np.array([polygon.box for polygon in polygons], np.float64).reshape(-1, 4)
-    areas = None if geo is None else pixel_areas(geo, boxes[:, :2] + boxes[:, 2:] / 2)
+    areas = None if geo is None else _areas(polygons, geo)
     if areas is not None:
-        for row, polygon, area in zip(rows, polygons, areas, strict=True):
-            row["area_m2"] = round(float(area) * polygon.pixels, 4)
+        for row, area in zip(rows, areas, strict=True):
+            row["area_m2"] = round(area, 4)
     return rows
+
+
+def _areas(polygons: Sequence[Polygon], geo: Georeference) -> list[float] | None:
+    """Square metres of each region; None where the place is unknown.
+
+    Pixels of a small region are taken to be of one size, that of the middle of its box.
+    """
+    if not polygons:
+        return None
+    x, y, width, height = np.array([polygon.box for polygon in polygons]).T
+    left, top = int(x.min()), int(y.min())
+    shape = (int((y + height).max()) - top, int((x + width).max()) - left)
+    sizes = PixelSizes(geo, shape, top, left)
+    if not sizes.known:
+        return None
+    means = sizes.at(y + height / 2, x + width / 2)
+    large = np.maximum(width, height) * np.sqrt(means) > _SMALL
+    for number in map(int, np.flatnonzero(large)):
+        outline, *holes = (ring - (x[number], y[number]) for ring in polygons[number].rings)
+        row, column, inside = Ring(outline, holes=tuple(holes)).cover(
+            (int(height[number]), int(width[number]))
+        )
+        if count := np.count_nonzero(inside):
+            place = int(y[number]) + row, int(x[number]) + column
+            means[number] = sizes.sums(inside.view(np.uint8), *place, 2)[1] / count
+    return [float(mean) * polygon.pixels for mean, polygon in zip(means, polygons, strict=True)]
 
 
 def _closed(ring: np.ndarray, geo: Georeference | None) -> np.ndarray:

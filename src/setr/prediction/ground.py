@@ -1,12 +1,13 @@
 """Where the pixels of a raster lie on a map, and how large they are on the ground.
 
 A map's own units are no measure of areas: degrees have no area, and Web Mercator enlarges areas by
-2.4 at 50° latitude. So pixels are measured in an equal-area projection of the ellipsoid, whatever
-the map's reference system is (extra `geo`).
+2.4 at 50° latitude. So pixels are measured in space, on the ellipsoid of WGS 84, whatever the map's
+reference system is (extra `geo`). Space has neither a pole nor a meridian at which a map ends.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,11 +15,12 @@ import numpy as np
 
 from setr._extras import import_extra
 
-EQUAL_AREA = "EPSG:6933"
-_CHUNK = 64, 512
-"""Rows and columns of pixels that are taken to be of one size, that of the middle."""
-_REACH = 8
-"""Distance in pixels over which a pixel's size is measured; one pixel is near the rounding."""
+_AXIS, _FLATTENING = 6_378_137.0, 1 / 298.257223563
+"""Equatorial radius in metres and flattening of WGS 84."""
+_APART = 50_000.0, 512
+"""Metres and pixels between the places at which sizes are measured; they are linear in between."""
+_ROWS = 64
+"""Rows whose sizes are computed at a time."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +61,76 @@ def pixel_areas(geo: Georeference, points: np.ndarray) -> np.ndarray | None:
     if not geo.crs or not len(points):
         return None
     warp = import_extra("rasterio.warp", "geo", "areas")
-    around = np.array([(-1, 0), (1, 0), (0, -1), (0, 1)]) * _REACH
-    corners = geo.to_map((points[:, None] + around).reshape(-1, 2).astype(np.float64))
+    around = np.array([(-1, 0), (1, 0), (0, -1), (0, 1)]) / 2
+    places = geo.to_map((points[:, None] + around).reshape(-1, 2).astype(np.float64))
     try:
-        x, y = warp.transform(geo.crs, EQUAL_AREA, *corners.T)
+        longitude, latitude = np.radians(warp.transform(geo.crs, "EPSG:4326", *places.T))
     except Exception:  # of PROJ: a local system, or a place outside the map
         return None
-    left, right, above, below = np.stack([x, y], axis=1).reshape(-1, 4, 2).swapaxes(0, 1)
-    across, down = (right - left) / (2 * _REACH), (below - above) / (2 * _REACH)
-    areas = np.abs(across[:, 0] * down[:, 1] - across[:, 1] * down[:, 0])
+    squared = _FLATTENING * (2 - _FLATTENING)
+    normal = _AXIS / np.sqrt(1 - squared * np.sin(latitude) ** 2)
+    from_axis = normal * np.cos(latitude)
+    x, y = from_axis * np.cos(longitude), from_axis * np.sin(longitude)
+    z = normal * (1 - squared) * np.sin(latitude)
+    left, right, above, below = np.stack([x, y, z], axis=1).reshape(-1, 4, 3).swapaxes(0, 1)
+    areas = np.linalg.norm(np.cross(right - left, below - above), axis=1)
     return areas if np.isfinite(areas).all() else None
+
+
+class PixelSizes:
+    """Square metres of the pixels in a part of a raster, interpolated between measured ones.
+
+    Args:
+        geo: its place on the map.
+        shape: (h, w) of the part.
+        row, column: place of its upper left pixel.
+
+    Attributes:
+        known: whether the reference system is one of the earth; else there are no sizes.
+    """
+
+    def __init__(
+        self, geo: Georeference, shape: tuple[int, int], row: int = 0, column: int = 0
+    ) -> None:
+        self._shape, self._corner = shape, (row, column)
+        middle = np.array([[column + shape[1] / 2, row + shape[0] / 2]])
+        size = pixel_areas(geo, middle)
+        measured = None
+        if size is not None:
+            apart = max(1.0, min(_APART[1], _APART[0] / max(math.sqrt(size[0]), 1e-9)))
+            # in the middles of pixels, so that none lies beyond the end of the map
+            ys, xs = (np.linspace(0.5, n - 0.5, 1 + math.ceil((n - 1) / apart)) for n in shape)
+            places = np.stack(np.meshgrid(xs + column, ys + row), axis=-1)
+            measured = pixel_areas(geo, places.reshape(-1, 2))
+            self._grid = np.empty(0) if measured is None else measured.reshape(places.shape[:2])
+        self.known = measured is not None
+
+    def at(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Areas (N,) at places (N,) of the raster in pixels, inside the part."""
+        (top, bottom, down), (left, right, across) = self._between(0, y), self._between(1, x)
+        above = self._grid[top, left] * (1 - across) + self._grid[top, right] * across
+        below = self._grid[bottom, left] * (1 - across) + self._grid[bottom, right] * across
+        return np.asarray(above * (1 - down) + below * down)
+
+    def sums(self, ids: np.ndarray, row: int, column: int, count: int) -> np.ndarray:
+        """Areas (count,) of the ids 0 .. count - 1 in a block (h, w) at a place of the raster."""
+        total, (h, w) = np.zeros(count), ids.shape
+        left, right, across = self._between(1, np.arange(w) + (column + 0.5))
+        lines = self._grid[:, left] * (1 - across) + self._grid[:, right] * across
+        top, bottom, down = self._between(0, np.arange(h) + (row + 0.5))
+        for first in range(0, h, _ROWS):
+            rows = slice(first, first + _ROWS)
+            part = down[rows, None]
+            areas = lines[top[rows]] * (1 - part) + lines[bottom[rows]] * part
+            total += np.bincount(ids[rows].ravel(), weights=areas.ravel(), minlength=count)[:count]
+        return total
+
+    def _between(self, axis: int, place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The measured places before and after others, and how far these are from the first."""
+        first, nodes, count = self._corner[axis], self._grid.shape[axis], self._shape[axis]
+        along = (place - first - 0.5).clip(0, count - 1) * ((nodes - 1) / max(count - 1, 1))
+        before = along.astype(np.intp).clip(max=max(nodes - 2, 0))
+        return before, np.minimum(before + 1, nodes - 1), along - before
 
 
 class ClassAreas:
@@ -87,16 +149,9 @@ class ClassAreas:
         """Add a block of ids (h, w) whose upper left pixel is at a place of the raster."""
         if self.geo is None or self._sums is None:
             return
-        K, (h, w), (rows, columns) = len(self._sums), mask.shape, _CHUNK
-        counts, middles = [], []
-        for top in range(0, h, rows):
-            for left in range(0, w, columns):
-                chunk = mask[top : top + rows, left : left + columns]
-                counts.append(np.bincount(chunk.ravel(), minlength=K)[:K])
-                middle = left + chunk.shape[1] / 2 + column, top + chunk.shape[0] / 2 + row
-                middles.append(middle)
-        areas = pixel_areas(self.geo, np.array(middles, np.float64).reshape(-1, 2))
-        self._sums = None if areas is None else self._sums + areas @ np.stack(counts)
+        sizes = PixelSizes(self.geo, mask.shape, row, column)
+        more = sizes.sums(mask, row, column, len(self._sums)) if sizes.known else None
+        self._sums = None if more is None else self._sums + more
 
     def by_class(self, classes: Sequence[str]) -> dict[str, float]:
         """Square metres of each class that occurs, the largest first; empty if unknown."""
