@@ -286,9 +286,9 @@ def list_names(name: str, parts: Sequence[str] = SPLITS) -> dict[str, str]:
 
 
 def write(root: Path, made: Draft) -> list[Path]:
-    """Write a draft into its folder and return the files; the YAML file last, which needs the lists.
+    """Write a draft into its folder and return the files.
 
-    What is written until a kill or on a full disk is thus no description yet.
+    The YAML file is last: what is there after a kill, or on a full disk, is no description yet.
     """
     for name, text in reversed(made.files.items()):
         write_text(root / name, text)
