@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import cv2
@@ -97,10 +98,16 @@ def test_one_command_leads_from_a_folder_to_an_exported_model(photos, capsys):
     assert verbs(err) == ["doctor"]
     assert "runs/photos: trained already; --overwrite trains again" in err
     assert f"mIoU {100 * found['single_scale']['miou']:.1f}" in out
-    # a newer model: its figures and files are made again
+    assert "older weights" not in err
+    # a newer model: its figures and files are made again, and what else is there is named
+    (run / "model.xml").touch()
+    time.sleep(0.02)
     os.utime(run / "model.safetensors")
     assert main(["auto", photos, "--export", "onnx"]) == OK
-    assert verbs(capsys.readouterr().err) == ["doctor", "eval", "export"]
+    err = capsys.readouterr().err
+    assert verbs(err) == ["doctor", "eval", "export"]
+    told = "holds older weights than runs/photos; --export openvino makes it anew"
+    assert f"warning: runs/photos/model.xml {told}\n" in err
 
 
 def test_a_stopped_run_continues_with_its_own_settings(photos, capsys):

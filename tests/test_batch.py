@@ -406,6 +406,14 @@ def test_archives_in(model_dir, archives, expected, tmp_path, form):
         assert "empty" in settled["photos/up.png"]["error"]
 
 
+def test_rows_without_a_name_are_numbered(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"image": [{"bytes": b"x"}] * 4, "name": [None, "", "b.png", None]})
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "x.parquet")
+    names = [item.name for item in find_items([str(tmp_path / "x.parquet")])]
+    assert names == ["x/00000000", "x/00000001", "x/b.png", "x/00000003"]
+
+
 @pytest.mark.parametrize("form", ["tar", "parquet"])
 def test_packs_out_survive_a_stop_at_any_line(model_dir, photos, expected, tmp_path, form):
     options = ("--pack", form, "--pack-samples", "4", "--save", "mask,ids")

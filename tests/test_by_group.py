@@ -166,7 +166,10 @@ def test_the_command_writes_and_compares_groups(
     against = metrics["compare"][str(scans / "two")]["against"]
     assert against["groups"] == 3
     page = (tmp_path / "report.html").read_text()
-    assert "Dice per group" in page
+    assert "Dice of the average group" in page
+    each = page.partition("Dice per group")[2].partition("</table>")[0]
+    assert "<th scope=col class=n>lesion</th>" in each
+    assert 'class="bar"' not in each  # many classes would be as wide as as many bars
     assert "cleo" in page
     assert main(words) == OK  # without groups, those of an earlier test do not stay
     assert not (tmp_path / "groups.csv").exists()

@@ -53,6 +53,16 @@ def test_import_and_help_load_neither_torch_nor_timm(code):
     assert min(seconds[probe]) < 20 * min(seconds["pass"])  # about 4 times; torch takes 200 times
 
 
+def test_python_ends_without_a_search_for_cycles():
+    """Which takes a second of a CPU once torch is loaded; a handler added first is called last."""
+    code = (
+        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0)); "
+        "from setr.cli import main; main(['--version']); main(['--version'])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines()[-1] == "True"
+
+
 @pytest.mark.parametrize("verb", sorted(VERBS))
 def test_every_verb_has_help(verb, capsys):
     try:

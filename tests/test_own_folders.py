@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shlex
@@ -18,7 +19,7 @@ from setr.data.mask_names import masks_by_stem
 from setr.data.split_draft import draft_lists
 from setr.datasets import open_dataset
 from setr.doctor import check
-from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
+from setr.errors import DATA_CHECK_FAILED, FAILED, OK, USAGE, SetrError
 from setr.init_data import draft, write
 from setr.labels import IGNORE
 from setr.outlines.index import ImageIndex
@@ -764,3 +765,29 @@ def test_the_next_command_can_be_pasted_whatever_the_name_of_the_folder(tmp_path
     assert shlex.split(command) == ["setr", "doctor", str(folder)]
     assert main(shlex.split(command)[1:]) == OK
     assert f"next: setr auto {shlex.quote(str(folder))}, or " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train.txt", "val.txt", "data.yaml"])
+def test_a_draft_that_is_not_all_written_is_none(tmp_path, capsys, monkeypatch, name):
+    """As on a full disk: the description comes last, and the same call finishes it."""
+    for number in range(5):
+        put(tmp_path / f"images/{number}.png", PHOTO)
+        put(tmp_path / f"masks/{number}.png", IDS)
+
+    def refusing(source, target):
+        if Path(target).name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refusing)
+        assert main(["init-data", str(tmp_path)]) == FAILED
+    assert not (tmp_path / "data.yaml").exists()
+    assert main(["init-data", str(tmp_path)]) == OK
+    assert len(names(tmp_path, "train")) == 4
+    # lists of someone else stay
+    (tmp_path / "data.yaml").unlink()
+    (tmp_path / "val.txt").write_text("images/1.png\tmasks/1.png\n")
+    capsys.readouterr()
+    assert main(["init-data", str(tmp_path)]) == USAGE
+    assert "val.txt exists; add --overwrite" in capsys.readouterr().err

@@ -225,6 +225,9 @@ def test_bodies_that_are_no_image(client):
     assert error(post("/v1/segment", json={"image": 1})) == (415, "content_type")
     assert error(post("/v1/segment", data={"image": "x"})) == (415, "content_type")
     assert error(post("/v1/segment", files={"file": photo()})) == (400, "form")
+    answer = post("/v1/segment", files={"image": photo()}, data={"format": "json"})
+    assert error(answer) == (400, "form")
+    assert "parameters go into the address" in answer.text
     broken = {"Content-Type": "multipart/form-data; boundary=x"}
     head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
     almost = head + photo() + b"\r\n--xy" * 200 + b"\r\n--x--\r\n"  # each takes some time
@@ -245,6 +248,13 @@ def test_parameters(client):
     assert ask(format="jpeg") == (422, "parameter")
     assert ask(opacity=2) == (422, "parameter")
     assert ask(deadline=1e9) == (422, "parameter")
+    assert ask(opacity="nan") == (422, "parameter")
+    assert ask(formt="json") == (422, "parameter")  # would get a mask
+    assert ask(format=["json", "mask"]) == (422, "parameter")
+    told = client.post("/v1/segment?min_confidnce=0.5", content=photo()).json()["error"]["message"]
+    assert told == "min_confidnce: no such parameter; did you mean min_confidence?"
+    told = client.post("/v1/attention?x=0&y=0&a=1", content=photo()).json()["error"]["message"]
+    assert told == "a: no such parameter; there are: x, y, model, layer, deadline"
     accept = {"Accept": "audio/ogg"}
     assert error(client.post("/v1/segment", content=photo(), headers=accept)) == (406, "accept")
     assert error(client.post("/v1/attention?x=2&y=0", content=photo())) == (422, "parameter")

@@ -286,7 +286,10 @@ def list_names(name: str, parts: Sequence[str] = SPLITS) -> dict[str, str]:
 
 
 def write(root: Path, made: Draft) -> list[Path]:
-    """Write a draft into its folder and return the files."""
-    for name, text in made.files.items():
+    """Write a draft into its folder and return the files.
+
+    The YAML file is last: what is there after a kill, or on a full disk, is no description yet.
+    """
+    for name, text in reversed(made.files.items()):
         write_text(root / name, text)
     return [root / name for name in made.files]

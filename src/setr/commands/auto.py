@@ -240,6 +240,13 @@ def _export(given: Arguments, out: Path) -> tuple[list[Path], bool]:
                 raise
             failed = True
             print(f"warning: {file} was not written: {error}", file=sys.stderr)
+    for format, name in _SUFFIXES.items():
+        file = out / name
+        if format not in formats and file.is_file() and not _is_current(file, out):
+            print(
+                f"warning: {file} holds older weights than {out}; --export {format} makes it anew",
+                file=sys.stderr,
+            )
     return files, failed
 
 

@@ -94,7 +94,9 @@ def run(arguments: list[str]) -> int:
     _require_absent(given, [name, *([TILES, *list_names(name).values()] if given.tile else [])])
     options = {option: getattr(given, option) for option in DraftOptions._fields}
     made = draft(given.folder, **{**options, "name": name})
-    _require_absent(given, list(made.files))
+    own = made.lists.items()  # a call that was killed may have written them already
+    same = {n for n, text in own if _text(given.folder / n) == text}
+    _require_absent(given, [n for n in made.files if n not in same])
     files = write(given.folder, made)
     print(made.yaml, end="")
     if made.note:
@@ -110,6 +112,13 @@ def run(arguments: list[str]) -> int:
 def is_foreign(path: Path) -> bool:
     """Whether this YAML file is of another program."""
     return path.is_file() and bool(_NAMES.search(path.read_bytes()))
+
+
+def _text(path: Path) -> str | None:
+    """The text of a file; None without one."""
+    if not path.is_file():
+        return None
+    return path.read_bytes().decode("utf-8", "surrogateescape")
 
 
 def _require_absent(given: Arguments, names: list[str]) -> None:

@@ -58,23 +58,29 @@ def threshold_part(figures: dict[str, Any]) -> list[str]:
 
 
 def group_part(figures: dict[str, Any]) -> list[str]:
-    """Table of Dice by class, of the average group and of each group; nothing without groups."""
+    """Tables of Dice by class, of the average group and of each group; nothing without groups."""
     if "groups" not in figures:
         return []
     groups = figures["groups"]
-    names = [name for name, dice in groups["dice"].items() if dice["mean"] is not None]
-    means = [groups["dice"][name] for name in names]
-    intervals = [" to ".join(map(percent, dice["interval"] or ())) for dice in means]
-    rows = [["<b>average</b>", "", *(bar(dice["mean"]) for dice in means)]]
-    rows.append(["95 % interval", "", *(interval or "n/a" for interval in intervals)])
+    found = {name: dice for name, dice in groups["dice"].items() if dice["mean"] is not None}
+    means = [
+        [
+            *(escape(name), bar(dice["mean"]), str(dice["groups"])),
+            " to ".join(map(percent, dice["interval"] or ())) or "n/a",
+        ]
+        for name, dice in found.items()
+    ]
     each = list(groups["each"].items())
-    for name, row in each[:SHOWN]:
-        dice = (percent(row["dice"][k]) for k in names)
-        rows.append([escape(name), str(row["images"]), *dice])
+    rows = [
+        [escape(name), str(row["images"]), *(percent(row["dice"][k]) for k in found)]
+        for name, row in each[:SHOWN]
+    ]
     left = f" The first {SHOWN} of {len(each)}." if len(each) > SHOWN else ""
     return [
+        "<h2>Dice of the average group, %</h2>",
+        table(["class", "Dice, %", "groups", "95 % interval, %"], means),
         "<h2>Dice per group, %</h2>",
-        table(["group", "images", *map(escape, names)], rows),
+        table(["group", "images", *map(escape, found)], rows),
         f'<p class="note">Groups by {escape(groups["by"])}. A class that a group has in neither '
         f"truth nor prediction has no Dice there. groups.csv has IoU, too.{left}</p>",
     ]

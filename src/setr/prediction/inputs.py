@@ -254,7 +254,9 @@ def _parquet_items(file: Any, place: str, stamp: str) -> Iterator[Item]:
     stem, number = PurePosixPath(place).stem, 0
     for group in range(table.num_row_groups):
         rows = table.metadata.row_group(group).num_rows
-        names = table.read_row_group(group, [named])[named] if named else [None] * rows
+        names = [None] * rows
+        if named:
+            names = table.read_row_group(group, [named])[named].to_pylist()
         for row, name in enumerate(names):
             text = f"{number:08}" if name is None else _safe(str(name)) or f"{number:08}"
             yield Item(f"{stem}/{text}", place, stamp, (group, row))

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, TypeVar
 
 import numpy as np
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from starlette.responses import Response
 
 from setr import __version__
@@ -34,6 +34,7 @@ from setr.serve.hosts import Hosts
 from setr.serve.limits import Limits, Refusal
 from setr.serve.models import Attention, Models, Question, num_layers, patch_size
 from setr.serve.pages import add_pages
+from setr.serve.parameters import known_parameters
 from setr.serve.schema import (
     IMAGE_BODY,
     IMAGE_ERRORS,
@@ -49,6 +50,7 @@ from setr.serve.service import Service
 
 T = TypeVar("T")
 
+KNOWN = [Depends(known_parameters)]
 ModelName = Annotated[str | None, Query(description="A name of /v1/models; the first if left out.")]
 
 
@@ -102,6 +104,7 @@ def create_app(
 def _add_segment(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/segment",
+        dependencies=KNOWN,
         response_class=Response,
         responses=segment_responses(),
         openapi_extra=IMAGE_BODY,
@@ -158,6 +161,7 @@ def _add_attention(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/v1/attention",
+        dependencies=KNOWN,
         responses=IMAGE_ERRORS,
         openapi_extra=IMAGE_BODY,
         summary="What the patch at a point attends to",

@@ -138,6 +138,13 @@ async def _file_of_form(headers: Headers, body: bytes) -> bytes:
         file = form.get(FIELD)
         if not isinstance(file, UploadFile):
             raise Refusal(400, "form", f"the form has no file in a field called '{FIELD}'")
+        if others := sorted(form.keys() - {FIELD}):
+            raise Refusal(
+                400,
+                "form",
+                f"the form has a field '{others[0]:.80}' beside '{FIELD}'; parameters go into the "
+                "address, as ?format=json",
+            )
         return await file.read()
     finally:
         await form.close()

@@ -128,7 +128,7 @@ IMAGE_BODY = {
 """The body of a request that carries an image, for the OpenAPI document."""
 
 _SAYS = {
-    400: "An empty body, or a form that cannot be read.",
+    400: "An empty body, or a form that cannot be read or has other fields.",
     401: "A missing or wrong key.",
     403: "A page of another site, or a name that is not the server's.",
     404: "No such model.",
@@ -136,7 +136,7 @@ _SAYS = {
     408: "The body did not arrive in time.",
     413: "Too many bytes, pixels, patches, scores or regions.",
     415: "Not an image by its content type.",
-    422: "Not an image by its content, a broken one, or a wrong parameter.",
+    422: "Not an image by its content, a broken one, or a wrong or unknown parameter.",
     429: "The queue is full; see Retry-After.",
     499: "The client hung up.",
     500: "A fault of the server.",
