@@ -24,6 +24,7 @@ from torch import Tensor
 from setr.errors import SetrError, UsageError, first_line
 from setr.processes.differences import differences
 from setr.processes.launch import gpu_of, meet, place_of
+from setr.processes.machine import gpu_out_of_reach
 from setr.processes.progress import Progress
 from setr.processes.watch import Watch, silence_of
 
@@ -142,8 +143,10 @@ def device(name: str | torch.device = "auto") -> torch.device:
     if name == "auto":
         name = "cpu"
     if name not in devices():
+        why = gpu_out_of_reach() if name.startswith("cuda") else ""
         raise UsageError(
             f"device '{name}': this machine has {', '.join(devices())}; give one of them, or auto"
+            + (why and f"; {why}")
         )
     return torch.device(name)
 
