@@ -36,7 +36,6 @@ from setr.engine import train
 from setr.errors import DATA_CHECK_FAILED, FAILED, INTERRUPTED, USAGE, SetrError
 from setr.hub import from_pretrained
 from setr.images import encode_png
-from setr.processes import machine
 from setr.results import collect
 from setr.training.build import build_model
 from setr.training.resolved import announce
@@ -853,7 +852,7 @@ def test_a_gpu_that_torch_cannot_use_is_named(monkeypatch, cuda, seen, devices, 
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: seen)
     monkeypatch.setattr(Path, "glob", lambda *_: iter(devices))
-    assert re.search(said, machine.gpu_out_of_reach())
+    assert re.search(said, distributed.gpu_out_of_reach())
     if devices and not seen:
         with pytest.raises(SetrError, match=said):
             distributed.device("cuda:7")

@@ -31,23 +31,6 @@ def free_bytes(device: torch.device) -> int:
     return available_bytes() + resident_bytes()
 
 
-def gpu_out_of_reach() -> str:
-    """Why torch does not see the NVIDIA GPU of this machine; empty if it does or there is none."""
-    import torch
-
-    if torch.cuda.is_available() or not any(Path("/dev").glob("nvidia[0-9]*")):
-        return ""
-    if torch.version.cuda is None:
-        return (
-            f"this machine has an NVIDIA GPU, but torch {torch.__version__} is built without CUDA; "
-            "install its CUDA build to use the GPU"
-        )
-    return (
-        f"this machine has an NVIDIA GPU that torch {torch.__version__} cannot use; it may need a "
-        f"driver for CUDA {torch.version.cuda}, or CUDA_VISIBLE_DEVICES hides the GPU"
-    )
-
-
 class Heap:
     """Returns freed memory that the C library holds back to the system.
 

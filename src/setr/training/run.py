@@ -21,12 +21,11 @@ from setr.checkpoint import states
 from setr.config import Config
 from setr.data.dataset import Dataset
 from setr.data.own_augmentation import Augment
-from setr.distributed import everywhere, raise_everywhere, say, together
+from setr.distributed import everywhere, gpu_out_of_reach, raise_everywhere, say, together
 from setr.errors import INTERRUPTED, SetrError
 from setr.estimate import explain_out_of_memory
 from setr.layers.precision import autocast_dtype, precision_name
 from setr.processes.interrupt import Interrupt, Stopped, ending_with
-from setr.processes.machine import gpu_out_of_reach
 from setr.processes.progress import Progress
 from setr.provenance import provenance
 from setr.reading.files import write_json
