@@ -69,6 +69,46 @@ def test_keywords_of_other_toolkits_are_answered():
         setr.create_model("vit_base_patch16_224.augreg_in21k", num_classes=1)
 
 
+def test_a_result_is_no_list():
+    for read in (lambda r: r[0], list):
+        with pytest.raises(
+            TypeError, match=r"'Result' is of one image and no list: take result\.m"
+        ):
+            read(result())
+
+
+@pytest.mark.parametrize(
+    ("name", "here"),
+    [
+        ("epochs", "use setr.recipe(NAME).replace({'train.epochs': …}) as config"),
+        ("imgsz", "'data.crop_size'"),
+        ("out", "{'out': …}"),
+        ("learning_rate", "'optim.lr'"),
+    ],
+)
+def test_settings_given_to_train_are_answered(name, here):
+    with pytest.raises(TypeError) as caught:
+        setr.train("finetune", data="photos", **{name: 3})
+    assert f"train() has no argument '{name}'; use setr.recipe(NAME)" in str(caught.value)
+    assert here in str(caught.value)
+    with pytest.raises(TypeError, match=r"train\(\) got an unexpected keyword argument 'zzz'"):
+        setr.train("finetune", zzz=3)
+
+
+def test_options_given_to_predict_are_answered(tmp_path):
+    model = setr.create_model("setr_naive_nano", num_classes=1, img_size=32, channels=8)
+    predictor = setr.load(model, info=setr.ModelInfo(labels=Labels(("a",))))
+    image = np.zeros((32, 32, 3), np.uint8)
+    with pytest.raises(TypeError, match=r"'conf'; use setr\.load\(MODEL, min_confidence=0\.6\)"):
+        predictor.predict(image, conf=0.6)
+    with pytest.raises(TypeError, match=r"'stream'; use predict_all"):
+        predictor(image, stream=True)
+    with pytest.raises(TypeError, match=r"predict_all\(\) got an unexpected .* 'zzz'"):
+        predictor.predict_all(image, zzz=True)
+    with pytest.raises(setr.SetrError, match=r"is a folder; predict_all takes folders"):
+        predictor.predict(tmp_path)
+
+
 def test_other_names_are_unknown_as_always():
     with pytest.raises(AttributeError, match=r"^module 'setr' has no attribute 'nothing'$"):
         _ = setr.nothing

@@ -27,9 +27,11 @@ import setr.training.best as best
 import setr.training.build as build
 import setr.training.preparation as preparing
 import setr.training.run as running
+from setr import distributed
 from setr.checkpoint import newest_state
 from setr.cli import main
 from setr.config import Config, DataConfig, ModelConfig
+from setr.datasets import open_dataset
 from setr.engine import train
 from setr.errors import DATA_CHECK_FAILED, FAILED, INTERRUPTED, USAGE, SetrError
 from setr.hub import from_pretrained
@@ -815,6 +817,45 @@ def test_a_run_says_where_its_encoder_starts(config, capsys):
     said = capsys.readouterr().err
     assert f"encoder: weights of {config.out}: dialect setr: " in said
     assert "random" not in said
+
+
+def test_a_run_says_what_it_trains_where_and_how_long(config, capsys, monkeypatch):
+    train(with_train(config, steps=6, batch_size=2, precision="fp32"))
+    said = re.search(r"^training (.*)$", capsys.readouterr().err, re.MULTILINE)[1]
+    total = sum(p.numel() for p in build_model(config, 9).parameters())
+    H, W = config.data.crop_size
+    images = len(open_dataset(config.data.root, "train"))
+    assert said == (
+        f"{total:,} parameters on cpu (threads: {torch.get_num_threads()}) in fp32: 6 steps of 2 "
+        f"crops of {H}x{W}, {12 / images:.3g} passes over {images} images"
+    )
+    monkeypatch.setattr(running, "gpu_out_of_reach", lambda: "a GPU lies idle")
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, freeze=-1))
+    train(config, overwrite=True)
+    said = capsys.readouterr().err
+    assert "warning: a GPU lies idle" in said
+    assert re.search(
+        rf"^training [\d,]+ of {total:,} parameters \([\d.]+%\) on ", said, re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize(
+    ("cuda", "seen", "devices", "said"),
+    [
+        (None, False, ["/dev/nvidia0"], r"torch .* is built without CUDA; install"),
+        ("13.0", False, ["/dev/nvidia0"], r"cannot use; it may need a driver for CUDA 13\.0"),
+        (None, False, [], r"^$"),
+        ("13.0", True, ["/dev/nvidia0"], r"^$"),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_is_named(monkeypatch, cuda, seen, devices, said):
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: seen)
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(devices))
+    assert re.search(said, distributed.gpu_out_of_reach())
+    if devices and not seen:
+        with pytest.raises(SetrError, match=said):
+            distributed.device("cuda:7")
 
 
 def test_weights_trained_on_other_pixels_are_named(monkeypatch, capsys):

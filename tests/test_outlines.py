@@ -502,9 +502,13 @@ def test_yolo_beside_a_data_yaml_of_another_program(tmp_path, capsys):
     for words in ([], ["--overwrite"]):  # or a second time the names would be gone
         assert main(["init-data", str(tmp_path), "--name", "data.yaml", *words]) == USAGE
         assert "lose the classes it names; add --name OTHER.yaml" in capsys.readouterr().err
+    assert main(["doctor", str(tmp_path), "--quick"]) == DATA_CHECK_FAILED
+    assert "contains polygons, `setr init-data DIR` draws masks" in capsys.readouterr().out
     assert main(["init-data", str(tmp_path)]) == OK
     printed = capsys.readouterr()
     assert "data.yaml is of another program and stays as it is" in printed.err
+    with pytest.raises(SetrError, match=r"init-data` has drawn masks: give .*setr\.yaml"):
+        open_dataset(str(tmp_path), "val")
     assert f"`setr doctor {tmp_path / 'setr.yaml'}`" in printed.out
     assert main(["init-data", str(tmp_path), "--name", "setr.yaml"]) == USAGE
     assert "add --overwrite to replace it, or --name OTHER.yaml" in capsys.readouterr().err
@@ -518,6 +522,18 @@ def test_yolo_beside_a_data_yaml_of_another_program(tmp_path, capsys):
     assert (mask[:10, :15] == 0).sum() == 150 - 8 * 3
     assert (mask[2:20, 3:6] == 1).all()
     assert (dataset.load(1).mask == 2).all()
+
+
+def test_yolo_as_roboflow_exports_it_or_with_masks_too(tmp_path):
+    (tmp_path / "data.yaml").write_text("train: ../train/images\nnc: 2\nnames: [box, on]\n")
+    photo(tmp_path / "train" / "images" / "a.png")
+    put(tmp_path / "train" / "labels" / "a.txt", "0 0 0 0.5 0 0.5 0.5 0 0.5\n")
+    with pytest.raises(SetrError, match=r"no such folder.*if labels are polygons: `setr init-data"):
+        open_dataset(str(tmp_path), "train")
+    (tmp_path / "data.yaml").write_text("train: train/images\nnames: [box, on]\n")
+    (tmp_path / "train" / "masks").mkdir()
+    Image.fromarray(np.ones(SIZE, np.uint8)).save(tmp_path / "train" / "masks" / "a.png")
+    assert (open_dataset(str(tmp_path), "train").load(0).mask == 1).all()
 
 
 def test_yolo_splits_by_lists_and_folders(tmp_path):

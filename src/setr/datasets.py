@@ -8,6 +8,7 @@ and no implicit shift of ids.
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ from setr.data.configured import configured_files
 from setr.data.data_yaml import HUB, SPLITS, Description, read_description
 from setr.data.dataset import Dataset
 from setr.data.hub_rows import open_hub
-from setr.data.layouts import find_split
+from setr.data.layouts import BESIDE, find_split
 from setr.data.pairing import NoSplitError, SplitFiles
 from setr.data.pairs import NamedPairs, Pair, Pairs
 from setr.data.shards import Shards, is_shards
-from setr.errors import DATA_CHECK_FAILED, UsageError, first_few
+from setr.errors import DATA_CHECK_FAILED, DataError, UsageError, first_few
 from setr.labels import Labels, known_labels, known_name
 from setr.reading.pillow import Named, Source
 
@@ -131,7 +132,10 @@ def open_dataset(
     if str(root).startswith(HUB):
         return open_hub(str(root), split, given, described.splits, bands)
     wanted = given if isinstance(given, str) else None
-    parts = [found for part in split.split("+") for found in _split_files(described, part, wanted)]
+    try:
+        parts = [f for part in split.split("+") for f in _split_files(described, part, wanted)]
+    except DataError as error:
+        raise DataError(_with_outlines(str(error), Path(path), described)) from None
     implied = {part.labels for part in parts}
     if len(implied) > 1:
         raise UsageError(f"{root}: the splits of '{split}' use different ids")
@@ -165,6 +169,18 @@ def _split_files(described: Description, split: str, wanted: str | None) -> list
     if places is None:
         return [find_split(root, split, wanted)]
     return [configured_files(root, place, described.masks_dir) for place in places]
+
+
+def _with_outlines(text: str, path: Path, described: Description) -> str:
+    """An error's text, and what to do if another program's file is of outlines without masks."""
+    folder = path if path.is_dir() else path.parent
+    if not described.has_names or described.masks_dir or path.name == BESIDE:
+        return text
+    if (folder / BESIDE).is_file():
+        return f"{text}; `setr init-data` has drawn masks: give {folder / BESIDE}"
+    if "init-data" in text:
+        return text
+    return f"{text}; if labels are polygons: `setr init-data {shlex.quote(str(folder))}`"
 
 
 def _scene_count(path: str) -> int:

@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -142,8 +143,10 @@ def device(name: str | torch.device = "auto") -> torch.device:
     if name == "auto":
         name = "cpu"
     if name not in devices():
+        why = gpu_out_of_reach() if name.startswith("cuda") else ""
         raise UsageError(
             f"device '{name}': this machine has {', '.join(devices())}; give one of them, or auto"
+            + (why and f"; {why}")
         )
     return torch.device(name)
 
@@ -154,6 +157,21 @@ def devices() -> list[str]:
     Without `mps`, which was never tested and lacks fp64, in which losses are summed.
     """
     return ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+
+
+def gpu_out_of_reach() -> str:
+    """Why torch does not see the NVIDIA GPU of this machine; empty if it does or there is none."""
+    if torch.cuda.is_available() or not any(Path("/dev").glob("nvidia[0-9]*")):
+        return ""
+    if torch.version.cuda is None:
+        return (
+            f"this machine has an NVIDIA GPU, but torch {torch.__version__} is built without CUDA; "
+            "install its CUDA build to use the GPU"
+        )
+    return (
+        f"this machine has an NVIDIA GPU that torch {torch.__version__} cannot use; it may need a "
+        f"driver for CUDA {torch.version.cuda}, or CUDA_VISIBLE_DEVICES hides the GPU"
+    )
 
 
 def say(text: str) -> None:

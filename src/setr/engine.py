@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from setr import distributed
+from setr.arguments.elsewhere import answers_keywords
+from setr.arguments.options import options_of
+from setr.arguments.usage import meant
 from setr.config import Config
 from setr.data.dataset import Dataset
 from setr.data.own_augmentation import Augment, require_augment
@@ -23,6 +26,13 @@ from setr.training.run import Run
 from setr.training.runfolder import RunFolder
 
 
+def setting_like(name: str) -> str:
+    """How to give `setr.train` the setting that an unknown keyword may mean; empty for none."""
+    found = meant(name, options_of(Config))
+    return f"setr.recipe(NAME).replace({{'{found[0].dotted}': …}}) as config" if found else ""
+
+
+@answers_keywords("train", setting_like)
 def train(
     config: Config | str | os.PathLike,
     *,

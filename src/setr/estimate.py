@@ -17,7 +17,7 @@ from setr import distributed
 from setr.config import Config, DataConfig, OptimConfig, TrainConfig
 from setr.errors import SetrError
 from setr.hub import from_pretrained
-from setr.layers.precision import autocast_dtype
+from setr.layers.precision import autocast_dtype, precision_name
 from setr.model import SETR
 from setr.processes.faults import is_out_of_memory
 from setr.processes.machine import free_bytes
@@ -205,7 +205,7 @@ def forecast(config: Config, num_classes: int, device: torch.device) -> dict[str
     return {
         "recipe": config.recipe,
         "device": device.type,
-        "precision": _precision_name(autocast_dtype(config.train.precision, device)),
+        "precision": precision_name(autocast_dtype(config.train.precision, device)),
         "batch_size": config.train.batch_size,
         "crop_size": list(config.data.crop_size),
         "num_classes": num_classes,
@@ -216,10 +216,6 @@ def forecast(config: Config, num_classes: int, device: torch.device) -> dict[str
         "training_gflops_per_image": flops_per_image(config, num_classes) / 1e9,
         "advice": advice(config, num_classes, device),
     }
-
-
-def _precision_name(dtype: torch.dtype | None) -> str:
-    return {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
 
 
 def forecast_text(values: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from setr.data.band_draft import draft_bands
 from setr.data.class_draft import draft_classes, listed_classes
+from setr.data.class_tables import REST
 from setr.data.data_yaml import SPLITS
 from setr.data.fold_draft import draft_folds, grouped_lists
 from setr.data.found_pairs import find_pairs
@@ -30,8 +31,6 @@ from setr.reading.made_folders import DRAWN, TILES
 SHOWN = 5
 VAL_SHARE = 0.2
 """Share of the pairs for validation."""
-REST = "background"
-"""Class of what no outline covers, unless another is given."""
 
 
 class Draft(NamedTuple):

@@ -282,7 +282,7 @@ def create_model(
         SetrError: unknown name (similar names are listed), encoder or weights; a decoder other than
             the model's; ResNet weights for a model without a ResNet stem.
     """
-    require_own_keywords(arguments)
+    require_own_keywords("create_model", arguments)
     if in_chans < 1:
         raise UsageError(f"in_chans {in_chans}: give at least one channel")
     encoder_args = {**(arguments.pop("encoder_args", None) or {})}

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from setr.arguments.choices import Precision
-from setr.arguments.elsewhere import HintsAtNames
+from setr.arguments.elsewhere import HintsAtNames, answers_keywords
 from setr.arguments.typed import checked
 from setr.bands import Bands, Range, as_rgb
 from setr.errors import SetrError, UsageError
@@ -126,6 +126,7 @@ class Predictor(PlacedModel, HintsAtNames):
         """Class names in the order of their ids."""
         return self.info.labels.classes
 
+    @answers_keywords("predict")
     @checked
     def predict(
         self,
@@ -153,6 +154,8 @@ class Predictor(PlacedModel, HintsAtNames):
                 f"{without_password(str(source))}: is a video; predict_all gives the result of "
                 "each frame, `setr predict` writes its overlay"
             )
+        if isinstance(source, str | os.PathLike) and os.path.isdir(source):
+            raise UsageError(f"{os.fspath(source)}: is a folder; predict_all takes folders")
         if isinstance(source, list | tuple):
             raise UsageError(
                 f"a {type(source).__name__}: predict takes one image; predict_all takes several, "
@@ -164,6 +167,7 @@ class Predictor(PlacedModel, HintsAtNames):
 
     __call__ = predict
 
+    @answers_keywords("predict")
     def predict_batch(self, sources: Sequence[Any]) -> list[Result]:
         """Segment images of equal size in one batch.
 
@@ -192,6 +196,7 @@ class Predictor(PlacedModel, HintsAtNames):
             result.path = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
         return [self._labelled(result) for result in results]
 
+    @answers_keywords("predict")
     def predict_all(self, *sources: Any) -> Iterator[Result]:
         """Segment many images, one at a time.
 

@@ -310,6 +310,14 @@ class Result(HintsAtNames):
         """
         display.open_viewer(display.picture(self.overlay(), self.labels, self.shares))
 
+    if not TYPE_CHECKING:  # else every result would be a sequence
+
+        def __getitem__(self, _):  # also asked by loops
+            raise TypeError(
+                "'Result' is of one image and no list: take result.mask, result.scores[k] or "
+                "result.polygons() of it; predictor.predict_all gives one result for each image"
+            )
+
     def __repr__(self) -> str:
         height, width = self.mask.shape
         return f"<Result {width}x{height}: {largest(self.shares, self.min_confidence, self.areas)}>"

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def _by_name(table: dict[str, str]) -> dict[str, str]:
@@ -13,10 +18,10 @@ def _by_name(table: dict[str, str]) -> dict[str, str]:
 
 OPTIONS_HERE = {
     "accumulate": "accumulate-grad-batches grad-accum-steps gradient-accumulation-steps",
-    "batch-size": "per-device-train-batch-size",
+    "batch-size": "per-device-train-batch-size samples-per-gpu",
     "batch-size batch batches": "batch batch-size",
     "class-key": "attribute class-field class-property column field label-field",
-    "class-weights": "class-weight pos-weight",
+    "class-weights": "class-weight cls-pw pos-weight",
     "clip-grad": "grad-clip gradient-clip-val max-grad-norm",
     "compare": "baseline compare-with",
     "compile": "torch-compile torchcompile",
@@ -50,7 +55,6 @@ OPTIONS_HERE = {
     "min-confidence": "conf conf-thres",
     "min-lr": "lrf",
     "min-pixels": "min-area min-object-size min-size",
-    "minutes": "time",
     "model models model.name": "model",
     "model.name": "arch decoder",
     "multi-scale scales": "augment tta",
@@ -79,6 +83,7 @@ OPTIONS_HERE = {
     "sharding": "fsdp strategy",
     "source images image": "source",
     "steps": "iters max-iters max-steps",
+    "teacher": "distill-model teacher-model",
     "tile window": "chip-size tile-size",
     "tolerance": "epsilon simplify simplify-tolerance",
     "val-share": "test-size val-ratio val-split-pct",
@@ -106,6 +111,7 @@ ADVICE_HERE = {
     "`setr adjust MODEL DATA -o OUT --threshold T` sets that of a model of two classes": (
         "class-threshold prob-threshold threshold thresholds"
     ),
+    "`setr auto DATA --minutes N` fits a training into a time": "max-time time",
     "a fold is two splits, as --data.train-split train1 --data.val-split val1": "fold folds",
     "areas of GeoTIFF files are in manifest.jsonl and, with --save share,gpkg, as area_m2": (
         "area areas hectares units"
@@ -138,7 +144,7 @@ ADVICE_HERE = {
     ),
     "name ids to leave out in data.yaml, as ignore: [0, 255]": "ignore-index",
     "not built in; from Python, setr.train(…, augment=…) takes your own": (
-        "copy-paste cutmix mixup mosaic"
+        "close-mosaic copy-paste cutmix erasing mixup mosaic perspective shear translate"
     ),
     "of a camera the newest frame is taken and the others are dropped, without an option": (
         "fps skip-frames stream stream-buffer vid-stride"
@@ -233,9 +239,12 @@ NAMES_ELSEWHERE: dict[str, dict[str, str]] = {
         "val": "setr.evaluate(MODEL, DATA)",
     },
     "Predictor": {
+        "benchmark": "the command `setr bench MODEL`",
+        "cuda": "predictor.to('cuda')",
         "eval": "setr.evaluate(predictor, DATA); the network is predictor.model",
         "evaluate": "setr.evaluate(predictor, DATA)",
         "export": "the command `setr export MODEL --format onnx -o FILE`",
+        "half": "setr.load(MODEL, precision='fp16')",
         "id2label": "predictor.classes, whose places are the ids",
         "names": "predictor.classes, whose places are the ids",
         "predict_folder": "predictor.predict_all(FOLDER)",
@@ -244,6 +253,7 @@ NAMES_ELSEWHERE: dict[str, dict[str, str]] = {
         "save_pretrained": "setr.save_pretrained(FOLDER, predictor.model, predictor.info)",
         "track": "predictor.predict_all(VIDEO), one result for each frame",
         "train": "setr.train, with model.pretrained set to the model's folder",
+        "tune": "setr.sweep('finetune', {'optim.lr': [5e-5, 1e-4]}, data=FOLDER)",
         "val": "setr.evaluate(predictor, DATA)",
     },
     "Result": {
@@ -252,9 +262,11 @@ NAMES_ELSEWHERE: dict[str, dict[str, str]] = {
         "masks": "result.mask, ids (H, W), whose places in predictor.classes are the classes",
         "names": "result.labels.classes, whose places are the ids",
         "orig_img": "result.image, RGB",
+        "orig_shape": "result.mask.shape",
         "plot": "result.overlay(), an array, or result.show()",
         "predictions": "result.mask, ids (H, W)",
         "probs": "result.scores, probabilities (K, H, W)",
+        "save_txt": "result.save('regions.geojson', 'geojson')",
         "semantic_mask": "result.mask, ids (H, W)",
         "summary": "result.share(), or result.shares",
         "to_csv": "pandas.DataFrame([result.shares for result in results]).to_csv(FILE)",
@@ -266,32 +278,72 @@ NAMES_ELSEWHERE: dict[str, dict[str, str]] = {
 """Attribute in another toolkit -> what to use here, by the module or class that is asked for it."""
 
 
-KEYWORDS_ELSEWHERE = {
-    "backbone": "encoder",
-    "checkpoint_path": "pretrained",
-    "classes": "num_classes",
-    "drop_path_rate": "encoder_args={'drop_path_rate': …}",
-    "encoder_name": "encoder",
-    "encoder_weights": "pretrained",
-    "features_only": "create_model(…).encoder, which returns feature maps",
-    "image_size": "img_size",
-    "in_channels": "in_chans",
-    "num_labels": "num_classes",
-    "weights": "pretrained",
+KEYWORDS_ELSEWHERE: dict[str, dict[str, str]] = {
+    "create_model": {
+        "backbone": "encoder",
+        "checkpoint_path": "pretrained",
+        "classes": "num_classes",
+        "drop_path_rate": "encoder_args={'drop_path_rate': …}",
+        "encoder_name": "encoder",
+        "encoder_weights": "pretrained",
+        "features_only": "create_model(…).encoder, which returns feature maps",
+        "image_size": "img_size",
+        "in_channels": "in_chans",
+        "num_labels": "num_classes",
+        "weights": "pretrained",
+    },
+    "predict": {
+        "augment": "setr.load(MODEL, scales=(0.75, 1, 1.25), flip=True)",
+        "batch": "predict_batch(IMAGES), for images of one size",
+        "classes": "result.overlay(classes=[NAME]), result.polygons(classes=[NAME])",
+        "conf": "setr.load(MODEL, min_confidence=0.6)",
+        "device": "setr.load(MODEL, device='cuda')",
+        "half": "setr.load(MODEL, precision='fp16')",
+        "imgsz": "setr.load(MODEL, short_side=512)",
+        "save": "result.save('overlay.png', 'overlay')",
+        "save_txt": "result.save('regions.geojson', 'geojson')",
+        "show": "result.show()",
+        "stream": "predict_all(SOURCES), which gives one result at a time",
+    },
 }
-"""Argument of a function that creates models in another toolkit -> that of `create_model`."""
+"""Argument of a function in another toolkit -> what to use here, by the function's name here."""
 
 
-def require_own_keywords(given: Iterable[str]) -> None:
-    """Refuse keywords that other toolkits' functions have in place of those of `create_model`.
+def require_own_keywords(
+    function: str, given: Iterable[str], hint: Callable[[str], str] = lambda _: ""
+) -> None:
+    """Refuse keywords that other toolkits' functions have in place of those of a function here.
+
+    Args:
+        function: its name, a key of `KEYWORDS_ELSEWHERE`.
+        given: keywords that are none of its own.
+        hint: what to use for further keywords; empty for those that it does not know.
 
     Raises:
         TypeError: names the keyword here.
     """
+    table = KEYWORDS_ELSEWHERE.get(function, {})
     for name in given:
-        if name in KEYWORDS_ELSEWHERE:
-            here = KEYWORDS_ELSEWHERE[name]
-            raise TypeError(f"create_model() has no argument '{name}'; use {here}")
+        if here := table.get(name) or hint(name):
+            raise TypeError(f"{function}() has no argument '{name}'; use {here}")
+
+
+def answers_keywords(
+    like: str, hint: Callable[[str], str] = lambda _: ""
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorator: unknown keywords are answered as by `require_own_keywords`, if that knows them."""
+
+    def answering(function: Callable[P, T]) -> Callable[P, T]:
+        known = inspect.signature(function).parameters
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            require_own_keywords(like, (name for name in kwargs if name not in known), hint)
+            return function(*args, **kwargs)
+
+        return call
+
+    return answering
 
 
 class HintsAtNames:

@@ -23,11 +23,12 @@ from setr._extras import import_extra
 from setr.arguments.choices import ExportFormat
 from setr.commands.auto_again import in_steps, is_finished, is_other_data
 from setr.commands.auto_settings import chosen_settings, has_length
-from setr.commands.init_data import BESIDE, is_foreign
+from setr.commands.init_data import is_foreign
 from setr.commands.mixed_words import parse_mixed
 from setr.commands.shared import Data
 from setr.commands.train import parsed
 from setr.config import Config, DataConfig
+from setr.data.layouts import BESIDE
 from setr.errors import FAILED, INTERRUPTED, OK, SetrError, UsageError
 from setr.reading.parsed import BROKEN, json_of
 

@@ -12,14 +12,13 @@ from typing import Annotated
 import tyro
 
 from setr.cli import parse, require_within
-from setr.data.layouts import is_drafted
+from setr.data.class_tables import REST
+from setr.data.layouts import BESIDE, is_drafted
 from setr.errors import OK, UsageError
-from setr.init_data import REST, VAL_SHARE, DraftOptions, draft, list_names, write
+from setr.init_data import VAL_SHARE, DraftOptions, draft, list_names, write
 from setr.reading.made_folders import TILES
 
 MOST_FOLDS = 1000
-BESIDE = "setr.yaml"
-"""The draft beside a data.yaml of another program."""
 _NAMES = re.compile(rb"^names[ \t]*:", re.MULTILINE)
 """The key under which Ultralytics' files, and no drafts, list the classes."""
 

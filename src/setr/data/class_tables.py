@@ -6,6 +6,7 @@ The result has the keys `classes`, `colours`, `label_map` and `colour_map` of `d
     classes: id2label.json                             the same in a file, as transformers has it
     classes: {0: road, 1: {name: car, labels: [7, 8]}} LightlyTrain's, with ignore_classes
     label_mapping: {7: 0, 8: 1, 0: ignore_label}       Ultralytics', beside names
+    names: [crack]                                     Ultralytics': 1 in the masks; 0 is the rest
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from setr.errors import SetrError, UsageError
 from setr.labels import IGNORE, Labels
 from setr.reading.parsed import BROKEN, json_of
 
+REST = "background"
+"""Class of what is in no other one, if nobody names it."""
 _LABELS = ("labels", "values")
 """LightlyTrain's keys of the ids or colours of a class, the second in older versions."""
 
@@ -63,7 +66,7 @@ def in_own_keys(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         SetrError: two keys of which only one can be meant, or a table that cannot be read.
     """
-    found = dict(values)
+    found = _with_rest(values)
     if "label_mapping" in found:
         _refuse_maps_beside(found, "label_mapping")
         names = found.get("names", found.get("classes"))
@@ -81,6 +84,16 @@ def in_own_keys(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return found
     _refuse_maps_beside(found, "classes with ids")
     return {**found, **_own_form(classes, ignored)}
+
+
+def _with_rest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys with both classes of Ultralytics' binary files, whose `names` have only id 1."""
+    names = values.get("names")
+    only = list(names.values()) if isinstance(names, Mapping) else names
+    only = only if isinstance(only, list) else []
+    if len(only) != 1 or REST in only or values.get("nc", 1) != 1:
+        return dict(values)
+    return {**values, "names": [REST, *only], "nc": 2}
 
 
 def _is_table(classes: Mapping[Any, Any]) -> bool:
@@ -186,8 +199,16 @@ def _mapped(mapping: Any, count: int) -> dict[int, Any]:
         if not re.fullmatch(r"-?\d+", str(raw)):
             raise SetrError(f"label_mapping key {raw!r}: give ids of the masks")
         if int(str(raw)) >= 0:
-            own[int(str(raw))] = "ignore" if target == "ignore_label" else target
+            own[int(str(raw))] = _target(target)
     return own
+
+
+def _target(target: Any) -> Any:
+    """The class that Ultralytics reads in `label_mapping`: an id, also as text, or none."""
+    text = str(target).strip()
+    if target is None or text in ("ignore_label", str(IGNORE)):
+        return "ignore"
+    return int(text) if text.isdecimal() else target
 
 
 def _of_file(path: Path) -> dict[int, str]:

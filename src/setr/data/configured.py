@@ -18,7 +18,7 @@ from setr.data.pairing import (
     refuse_doubles,
 )
 from setr.errors import DataError
-from setr.reading.files import stem_of
+from setr.reading.files import stem_of, walk_images
 
 
 class FolderPair(NamedTuple):
@@ -46,10 +46,16 @@ def configured_files(root: Path, named: Place, masks_dir: str | None = None) -> 
         return read_list(root, place, masks_dir)
     relative = place.relative_to(root) if place.is_relative_to(root) else place
     mask_folders = _mask_folders(masks_dir)
-    for masks in mask_folders:
-        renamed = Path(*[masks if part == "images" else part for part in relative.parts])
-        if renamed != relative and (root / renamed).is_dir():
-            return pair_folders(root, str(relative), str(renamed), None)
+    there = [
+        renamed
+        for masks in mask_folders
+        if (renamed := Path(*[masks if part == "images" else part for part in relative.parts]))
+        != relative
+        and (root / renamed).is_dir()
+    ]
+    if there:  # labels may be outlines, beside masks
+        with_masks = [f for f in there if len(there) == 1 or walk_images(root / f)]
+        return pair_folders(root, str(relative), str((with_masks or there)[0]), None)
     if not place.is_dir():
         raise DataError(f"{place}: no such folder or list file")
     raise DataError(

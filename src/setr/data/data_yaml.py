@@ -2,7 +2,8 @@
 
 `names`, `nc`, `masks_dir`, `label_mapping` and `download` are keys of Ultralytics' files for
 semantic segmentation: the classes, their number, the folder of masks, the ids of other masks, and
-code that is never run. `ignore_classes`, and splits of two folders, are LightlyTrain's.
+code that is never run; in `roboflow` Roboflow names the source of its exports. `ignore_classes`,
+and splits of two folders, are LightlyTrain's.
 """
 
 from __future__ import annotations
@@ -28,17 +29,21 @@ _FOLD = re.compile(r"(train|val)[1-9]\d*")
 """The splits of a fold for cross-validation."""
 YAML_KEYS = (
     "path", *SPLITS, "masks_dir", "classes", "names", "nc", "colours", "label_map", "colour_map",
-    "ignore", "labels", "bands", "value_range", "download", "label_mapping", "ignore_classes",
+    "ignore", "labels", "bands", "value_range", "download", "roboflow", "label_mapping",
+    "ignore_classes",
 )  # fmt: skip
 
 _SHIFT = "label_map: {0: ignore, 1: road, …}"
 _ELSEWHERE = {
+    "channels": "bands",
     "data_root": "path",
     "do_reduce_labels": _SHIFT,
     "id2label": "names",
     "num_classes": "nc",
     "palette": "colours",
     "reduce_zero_label": _SHIFT,
+    "valid": "val",
+    "validation": "val",
 }
 """Keys of other toolkits -> what does the same here."""
 _INSTEAD = (
@@ -70,6 +75,7 @@ class Description(NamedTuple):
             data the split's name there.
         masks_dir: name of the folder of masks that corresponds to `images`.
         bands: bands to read of the images; None for RGB.
+        has_names: whether the classes are listed as other programs do it, under `names`.
     """
 
     root: Path
@@ -77,6 +83,7 @@ class Description(NamedTuple):
     splits: Mapping[str, tuple[Place, ...]] = {}
     masks_dir: str | None = None
     bands: Bands | None = None
+    has_names: bool = False
 
     @property
     def folds(self) -> list[str]:
@@ -163,7 +170,9 @@ def read_description(path: Path) -> Description:
         bands = Bands.of(values)
     except SetrError as error:
         raise UsageError(f"{path}: {error}") from None
-    return Description(root, labels_of(values, path), splits, masks_dir and str(masks_dir), bands)
+    labels = labels_of(values, path)
+    masks_dir = masks_dir and str(masks_dir)
+    return Description(root, labels, splits, masks_dir, bands, has_names="names" in values)
 
 
 def _places(value: Any, split: str, path: Path) -> tuple[Place, ...]:

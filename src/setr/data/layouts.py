@@ -42,6 +42,8 @@ SPLIT_NAMES = {
 SPLIT_OF = {folder: split for split, folders in SPLIT_NAMES.items() for folder in folders}
 LISTS = Path("ImageSets", "Segmentation")
 """Lists of image stems for each split in VOC's layout, which CVAT exports, too."""
+BESIDE = "setr.yaml"
+"""What `setr init-data` writes beside a data.yaml of another program."""
 COLOUR_FILE, COLOURS_FILE = "labelmap.txt", "label_colors.txt"
 """CVAT's files of class names and their colours: of masks, and of CamVid and Cityscapes."""
 _VOC_NAME = re.compile(r"(\d{4}_)?\d{6}")

@@ -33,6 +33,11 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
     return {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
 
+def precision_name(dtype: torch.dtype | None) -> str:
+    """The precision whose autocast dtype this is: bf16, fp16 or fp32."""
+    return {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+
+
 def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     """Context of autocast in a dtype, as from `autocast_dtype`; without autocast for None."""
     return torch.autocast(device.type, dtype, enabled=dtype is not None)

@@ -81,6 +81,31 @@ def build_share(config: Config, rank: int) -> Share:
     return Share(rank, world(), parts)
 
 
+def headline(
+    config: Config, counts: tuple[int, int], images: int, device: torch.device, precision: str
+) -> str:
+    """What a run trains, where and how long, in a line.
+
+    Args:
+        config: settings of the run.
+        counts: numbers of trained and of all parameters.
+        images: number of images in the training split.
+        device: of this process.
+        precision: such as bf16.
+    """
+    train, (H, W), (trained, total) = config.train, config.data.crop_size, counts
+    part = f" of {total:,}" if trained < total else ""
+    share = f" ({trained / total:.1%})" if part else ""
+    own = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    place = f"{device} ({own or f'threads: {torch.get_num_threads()}'})"
+    place = f"{world()} processes, the first on {place}," if world() > 1 else place
+    passes = train.steps * (train.batch_size - unlabelled_count(config)) / images
+    return (
+        f"training {trained:,}{part} parameters{share} on {place} in {precision}: {train.steps} "
+        f"steps of {train.batch_size} crops of {H}x{W}, {passes:.3g} passes over {images} images"
+    )
+
+
 def announce(config: Config, images: int) -> None:
     """Warn of settings that may be a mistake: random weights, a warm-up that never ends.
 

@@ -21,10 +21,10 @@ from setr.checkpoint import states
 from setr.config import Config
 from setr.data.dataset import Dataset
 from setr.data.own_augmentation import Augment
-from setr.distributed import everywhere, raise_everywhere, say, together
+from setr.distributed import everywhere, gpu_out_of_reach, raise_everywhere, say, together
 from setr.errors import INTERRUPTED, SetrError
 from setr.estimate import explain_out_of_memory
-from setr.layers.precision import autocast_dtype
+from setr.layers.precision import autocast_dtype, precision_name
 from setr.processes.interrupt import Interrupt, Stopped, ending_with
 from setr.processes.progress import Progress
 from setr.provenance import provenance
@@ -39,7 +39,7 @@ from setr.training.parallel import Parallel
 from setr.training.pixel_counts import build_weights
 from setr.training.preparation import prepare
 from setr.training.profiling import Profile
-from setr.training.resolved import announce
+from setr.training.resolved import announce, headline
 from setr.training.runfolder import RunFolder
 from setr.training.samples import crops_picture
 from setr.training.snapshot import restore, snapshot
@@ -85,9 +85,10 @@ class Run:
             announce(config, len(self.dataset))
         built = without_weights(config) if folder.state else config  # the state holds all weights
         self.model = everywhere(partial(build_model, built, num_classes)).to(self.device)
-        if config.model.freeze or config.model.lora_rank:
-            trained, total = parameter_counts(self.model)
-            say(f"training {trained:,} of {total:,} parameters ({trained / total:.1%})")
+        counts, precision = parameter_counts(self.model), precision_name(self.dtype)
+        say(headline(config, counts, len(self.dataset), self.device, precision))
+        if config.train.device == "auto" and (why := gpu_out_of_reach()):
+            say(f"warning: {why}")
         self.telemetry = Telemetry(config, num_classes, self.device, self.dtype)
         self.parallel = Parallel(self.model, config.train.sharding, compiled=config.train.compile)
         self.optimizer = build_optimizer(self.model, config.optim)
