@@ -264,6 +264,7 @@ class Predictor(PlacedModel, HintsAtNames):
             has_data = raster.has_data((0, H), (0, W))
         (found,) = self._results([image], self.raster_protocol)
         found.mask[~has_data] = IGNORE
+        found.confidence[~has_data] = 0
         found.path, found.geo = raster.name, raster.geo
         return self._labelled(found)
 

@@ -20,7 +20,7 @@ from setr.arguments.elsewhere import HintsAtNames
 from setr.arguments.typed import checked
 from setr.errors import SetrError, UsageError
 from setr.images import encode_png
-from setr.labels import Labels
+from setr.labels import IGNORE, Labels
 from setr.pages.montage import shrunk
 from setr.prediction import display
 from setr.prediction.annotations import to_coco, to_geojson, to_geopackage, to_labelme
@@ -52,7 +52,8 @@ class Result(HintsAtNames):
         image: the input image, uint8 RGB (H, W, 3).
         mask: predicted class ids, uint8 (H, W); 255 where unlabelled: a raster's pixels without
             data, and pixels below `min_confidence`.
-        confidence: probability of the predicted class, float32 (H, W), 0 to 1.
+        confidence: probability of the predicted class, float32 (H, W), 0 to 1; 0 for a raster's
+            pixels without data.
         labels: names and colours of the classes.
         path: path of the image file; empty for images from memory.
         name: `file_name` in COCO files: the path relative to the folder that was searched; if
@@ -222,11 +223,13 @@ class Result(HintsAtNames):
         Of a georeferenced image also the square metres per class (`area_m2`). With
         `min_confidence`, also its value and the share of unlabelled pixels.
         """
+        counts = np.bincount(self.mask.ravel(), minlength=256)
+        empty = int(counts[IGNORE]) - self.unsure if self.geo else 0
         return share_table(
             printable(self.path),
             self.mask.shape,
-            float(self.confidence.mean(dtype=np.float64)),
-            np.bincount(self.mask.ravel(), minlength=256),
+            float(self.confidence.sum(dtype=np.float64)) / max(1, self.mask.size - empty),
+            counts,
             self.labels.classes,
             unsure=self.unsure,
             min_confidence=self.min_confidence,
@@ -265,7 +268,7 @@ class Result(HintsAtNames):
         if self.geo and on_map:
             require_options(kind, options)
             labels = self.labels if kind == "mask" else None
-            with RasterWriter(path, self.mask.shape, self.geo, labels) as file:
+            with RasterWriter(path, self.mask.shape, self.geo, kind, labels) as file:
                 file.write(_PICTURES[kind](self), 0, 0)
         else:
             write_bytes(path, data)

@@ -64,7 +64,7 @@ def predict_raster(
         path: a GeoTIFF.
         out: files by kind, of `BLOCK_KINDS`: `mask` holds ids with the classes' colours, 255 where
             the input has no data or the class is less probable than the predictor's
-            `min_confidence`; `confidence` 0 to 255; `share` what is returned.
+            `min_confidence`; `confidence` 1 to 255, 0 without data; `share` what is returned.
         strip: columns computed at a time; less takes less memory and more time.
 
     Returns:
@@ -75,13 +75,13 @@ def predict_raster(
         SetrError: as `Raster`, or a file that cannot be written; then none appears.
     """
     labels, least = predictor.info.labels, predictor.min_confidence
-    counts, unsure, total = np.zeros(256, np.int64), 0, 0.0
+    counts, unsure, empty, total = np.zeros(256, np.int64), 0, 0, 0.0
     is_sure_known = bool(out.keys() & {"confidence", "share"})
     with predictor.reads.open_raster(path) as raster:
         H, W = raster.shape
         areas = ClassAreas(raster.geo, len(labels.classes))
         writers = {
-            kind: RasterWriter(file, (H, W), raster.geo, labels if kind == "mask" else None)
+            kind: RasterWriter(file, (H, W), raster.geo, kind, labels if kind == "mask" else None)
             for kind, file in out.items()
             if kind in RASTER_KINDS
         }
@@ -101,9 +101,12 @@ def predict_raster(
                 ):
                     mask = ids[0].cpu().numpy()
                     below = row + len(mask)
-                    mask[~raster.has_data((row, below), columns)] = IGNORE
+                    is_empty = ~raster.has_data((row, below), columns)
+                    mask[is_empty] = IGNORE
+                    empty += int(np.count_nonzero(is_empty))
                     if sure is not None:
                         confidence = sure[0].float().cpu().numpy()
+                        confidence[is_empty] = 0
                         total += float(confidence.sum(dtype=np.float64))
                     if least > 0:
                         unsure += unlabel(mask, confidence, least)
@@ -118,7 +121,7 @@ def predict_raster(
     table = share_table(
         printable(raster.name),
         (H, W),
-        total / (H * W) if is_sure_known else None,
+        total / max(1, H * W - empty) if is_sure_known else None,
         counts,
         labels.classes,
         unsure=unsure,

@@ -23,6 +23,8 @@ from setr.reading.gdal import CACHE_BYTES, GdalFile, gdal_reason, import_gdal
 
 RASTER_KINDS = {"mask": ".tif", "confidence": "_confidence.tif"}
 """Kinds of output that are rasters where the input is one, with the ending of the file name."""
+NODATA = {"mask": IGNORE, "ids": IGNORE, "confidence": 0}
+"""The value of pixels without data in each kind; no chosen class has a probability near 0."""
 
 
 class Raster:
@@ -119,11 +121,17 @@ class RasterWriter:
         path: the file.
         shape: (H, W).
         geo: its place on the map.
-        labels: if given, values are class ids, shown in the classes' colours, and 255 is `nodata`.
+        kind: of `kinds.RASTER_PICTURES`; says which value is `nodata`, `NODATA`.
+        labels: if given, values are class ids, shown in the classes' colours.
     """
 
     def __init__(
-        self, path: Path, shape: tuple[int, int], geo: Georeference, labels: Labels | None
+        self,
+        path: Path,
+        shape: tuple[int, int],
+        geo: Georeference,
+        kind: str,
+        labels: Labels | None = None,
     ) -> None:
         self.path = path
         self._gdal = import_gdal(str(path))
@@ -136,7 +144,7 @@ class RasterWriter:
             "width": shape[1],
             "crs": geo.crs or None,
             "transform": self._gdal.Affine(*geo.transform),
-            "nodata": None if labels is None else IGNORE,
+            "nodata": NODATA[kind],
             "tiled": True,
             "blockxsize": 512,
             "blockysize": 512,

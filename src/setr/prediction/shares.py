@@ -82,7 +82,7 @@ def share_table(
     Args:
         image: path of the image.
         size: (H, W).
-        mean_confidence: over all pixels; None if it was not computed.
+        mean_confidence: over all pixels with data; None if it was not computed.
         counts: (256,) pixels by id.
         classes: names.
         unsure: pixels unlabelled because of `min_confidence`.
