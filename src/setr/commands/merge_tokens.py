@@ -86,7 +86,7 @@ def run(arguments: list[str]) -> int:
     if best is None:
         raise SetrError(
             f"every share lowers the mIoU by more than {given.max_drop:g} points; nothing was "
-            "written; try smaller --shares, or train with --model.merge-tokens"
+            "written; try smaller --shares"
         )
     network.set_merge_tokens(best.share)
     words = [given.model, given.data, "--shares", f"{best.share:g}", "-o", str(given.out)]
