@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -756,6 +758,68 @@ def test_weights_are_found_in_a_checkpoint_by_any_name(tmp_path):
 
 
 @pytest.mark.parametrize("generation", [4, 5])
+def in_parts(folder: Path, tensors: dict[str, Tensor]) -> Path:
+    """Write weights as transformers does from a few gigabytes on; returns the index."""
+    folder.mkdir()
+    names = sorted(tensors)
+    parts = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
+    for part, own in parts.items():
+        save_file({name: tensors[name].contiguous() for name in own}, folder / part)
+    places = {name: part for part, own in parts.items() for name in own}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return index
+
+
+@pytest.mark.parametrize("of_folder", [True, False])
+def test_weights_in_several_files_are_read_by_their_index(tmp_path, of_folder):
+    state = source_vit().state_dict()
+    index = in_parts(tmp_path / "vit", state)
+    save_file(state, tmp_path / "whole.safetensors")
+    maps = []
+    for source in (index.parent if of_folder else index, tmp_path / "whole.safetensors"):
+        model = build()
+        report = load_encoder(model, str(source))
+        assert "100.0%" in str(report)
+        maps.append(model.encoder(torch.ones(1, 3, 64, 64))[-1])
+    assert torch.equal(*maps)
+
+
+def test_an_index_lists_files_beside_it_that_are_there(tmp_path):
+    index = in_parts(tmp_path / "vit", {"a": torch.ones(2), "b": torch.ones(2)})
+    (index.parent / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(SetrError, match=r"lists 2 files, of which model-00002-of-00002\.safet"):
+        read_tensor_file(index.parent)
+    for text, why in (
+        ('{"weight_map": {"a": "../whole.safetensors"}}', "lists a file elsewhere"),
+        ('{"weight_map": {}}', "lists no files"),
+        ('{"weight_map": {"a": 5}}', "a value is of another kind"),
+        ("[]", "a value is of another kind"),
+        ("{", "no index of weights"),
+    ):
+        index.write_text(text)
+        with pytest.raises(SetrError, match=why):
+            read_tensor_file(index)
+
+
+def test_weights_in_several_files_are_fetched_from_the_hub(tmp_path, monkeypatch):
+    index = in_parts(tmp_path / "there", source_vit().state_dict())
+    here = tmp_path / "here"
+    here.mkdir()
+
+    def snapshot_download(repo_id, *, allow_patterns, local_files_only=False, **rest):
+        for name in [] if local_files_only else allow_patterns:
+            if (index.parent / name).is_file():
+                shutil.copy(index.parent / name, here / name)
+        return str(here)
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("setr.reading.remote._require_network", lambda *_: None)
+    model = build()
+    assert "100.0%" in str(load_encoder(model, "owner/name"))
+
+
 def test_other_transformers_in_a_file_are_not_the_encoder(tmp_path, generation):
     """ViTMAEForPreTraining's decoder and a text model have layers of the same names."""
     vit = source_vit()

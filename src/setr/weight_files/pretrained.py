@@ -14,10 +14,17 @@ from setr.reading.urls import is_url
 from setr.weight_files.dialects import translate
 from setr.weight_files.load_report import LoadReport
 from setr.weight_files.naming import Translation
-from setr.weight_files.tensorfiles import read_tensor_file
+from setr.weight_files.tensorfiles import (
+    WEIGHTS,
+    is_index,
+    parts_of,
+    read_tensor_file,
+    weights_in,
+)
 from setr.weights import Loadable, match_weights
 
-_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_SETTINGS = ("config.json", "preprocessor_config.json")
+_EITHER = "neither model.safetensors nor pytorch_model.bin, nor an index of several such files"
 
 
 def load_encoder(model: Loadable, source: str, *, resnet: bool = False) -> LoadReport:
@@ -61,10 +68,8 @@ def require_weights(model: Loadable, source: str, *, resnet: bool = False) -> No
     file = local_file(source)
     if file is None:
         _timm_file(pretrained_id(_timm_name(model, resnet), source))
-    elif file.is_dir() and not _weight_files(file):
-        raise UsageError(
-            f"{source}: the folder has neither {' nor '.join(_HUB_FILES)}; give the file",
-        )
+    elif file.is_dir() and not weights_in(file):
+        raise UsageError(f"{source}: the folder has {_EITHER}; give the file")
     elif not file.exists():
         raise UsageError(f"{source}: no such weight file")
 
@@ -167,20 +172,19 @@ def _timm_file(name: str) -> Path:
 
 
 def weights_on_the_hub(repo_id: str) -> Path:
-    """The file of weights in a repository, downloaded unless it is cached.
+    """The file of weights in a repository, or their index, downloaded unless it is cached.
 
     Files of settings are then beside it, with what our own models started from, and with the
     normalisation of others.
     """
-    wanted = (*_HUB_FILES, "config.json", "preprocessor_config.json")
-    files = _weight_files(fetch(repo_id, wanted, is_complete=_weight_files))
-    if not files:
+    file = weights_in(fetch(repo_id, (*WEIGHTS, *_SETTINGS), is_complete=weights_in))
+    if file is None:
         raise SetrError(
-            f"{repo_id}: the repository has neither {' nor '.join(_HUB_FILES)}; download its file "
+            f"{repo_id}: the repository has {_EITHER}; download its file "
             f"(`hf download {repo_id.partition('@')[0]} FILE`) and give the path"
         )
-    return files[0]
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    return [folder / name for name in _HUB_FILES if (folder / name).is_file()]
+    if is_index(file):
+        parts = [part.name for part in parts_of(file)]
+        wanted = (file.name, *parts, *_SETTINGS)
+        fetch(repo_id, wanted, is_complete=lambda f: all((f / part).is_file() for part in parts))
+    return file

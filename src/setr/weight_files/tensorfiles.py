@@ -21,10 +21,18 @@ import torch
 from torch import Tensor
 
 from setr.errors import SetrError, UsageError, first_line
+from setr.reading.parsed import BROKEN, fault_of, json_of
 
 MAX_RATIO = 20
 """Archives that unpack to more than this many times their size are refused."""
 
+WEIGHTS = tuple(
+    f"{name}{index}"
+    for name in ("model.safetensors", "pytorch_model.bin")
+    for index in ("", ".index.json")
+)
+"""Names of weights in a folder of transformers or of this toolkit, the first that is there: one
+file, or the index of several."""
 _INERT_PACKAGES = frozenset(
     {"addict", "argparse", "collections", "datetime", "mmcls", "mmcv", "mmdet", "mmengine"}
     | {"mmpretrain", "mmseg", "numpy", "omegaconf", "pytorch_lightning", "yacs"}
@@ -58,17 +66,21 @@ class TensorFile:
 
 
 def read_tensor_file(path: Path) -> TensorFile:
-    """Read all tensors of a file, or of a model directory.
+    """Read all tensors of a file, of the files that an index lists, or of a model directory.
 
-    In a directory, this is `model.safetensors`, or `pytorch_model.bin` if there is none.
+    In a directory, this is the first of `WEIGHTS`.
 
     Raises:
         SetrError: a missing, empty, damaged or other file, one that contains code, or a zip bomb.
     """
     if path.is_dir():
-        older = path / "pytorch_model.bin"
-        path = path / "model.safetensors"
-        path = older if older.is_file() and not path.is_file() else path
+        path = weights_in(path) or path / WEIGHTS[0]
+    if is_index(path):
+        return _read_parts(path)
+    return _read_one(path)
+
+
+def _read_one(path: Path) -> TensorFile:
     if not path.is_file():
         raise UsageError(f"{path}: no such weight file")
     if path.suffix in _SETTINGS:
@@ -101,6 +113,44 @@ def read_tensor_file(path: Path) -> TensorFile:
         raise SetrError(f"{path}: holds no tensors")
     _check_tensors(found)
     return found
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The first of `WEIGHTS` in a folder; None without any."""
+    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+
+
+def is_index(path: Path) -> bool:
+    """Whether a path is called as transformers calls the index of weights in several files."""
+    return path.name.endswith(".index.json") and path.is_file()
+
+
+def parts_of(index: Path) -> list[Path]:
+    """The files that an index of weights lists, which lie beside it.
+
+    Raises:
+        SetrError: no such index, or files elsewhere.
+    """
+    try:
+        names = set(json_of(index.read_text(encoding="utf-8"))["weight_map"].values())
+        elsewhere = [name for name in names if Path(name).name != name]
+    except BROKEN as error:
+        raise SetrError(f"{index}: no index of weights ({fault_of(error)})") from None
+    if not names:
+        raise SetrError(f"{index}: no index of weights (lists no files)")
+    if elsewhere:
+        raise SetrError(f"{index}: lists a file elsewhere ({elsewhere[0]!r:.80}); not read")
+    return [index.with_name(name) for name in sorted(names)]
+
+
+def _read_parts(index: Path) -> TensorFile:
+    parts = parts_of(index)
+    lacking = [part.name for part in parts if not part.is_file()]
+    if lacking:
+        raise SetrError(
+            f"{index}: lists {len(parts)} files, of which {lacking[0]} is not beside it; fetch all"
+        )
+    return TensorFile(index, {k: v for part in parts for k, v in _read_one(part).tensors.items()})
 
 
 def _read_safetensors(path: Path) -> TensorFile:
