@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
+import os
 import shutil
 import zlib
 from pathlib import Path
@@ -17,7 +19,7 @@ from PIL import Image
 
 from setr.cli import main
 from setr.datasets import open_dataset
-from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
+from setr.errors import DATA_CHECK_FAILED, FAILED, OK, USAGE, SetrError
 from setr.images import encode_png
 from setr.init_data import draft, write
 from setr.labels import IGNORE, Labels
@@ -190,6 +192,23 @@ def test_labelme(tmp_path, capsys):
     assert (mask == 255).sum() == 16
     assert (mask[8, 8], mask[0, 0], mask[19, 0]) == (4, 3, 4)
     assert (drawn(tmp_path, "b.jpg") == 3).all()
+
+
+def test_a_full_disk_is_no_problem_of_the_outlines(tmp_path, capsys, monkeypatch):
+    for stem in "ab":
+        photo(tmp_path / f"{stem}.png")
+        put(tmp_path / f"{stem}.json", labelme(f"{stem}.png", shape("a", square(2, 2, 9))))
+
+    def refusing(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("setr.reading.files.os.replace", refusing)
+        assert main(["init-data", str(tmp_path)]) == FAILED
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "png: cannot write: No space left on device" in last
+    assert "with outlines" not in last
+    assert main(["init-data", str(tmp_path)]) == OK
 
 
 @pytest.mark.parametrize("name", ["__ignore__", "ignore"])

@@ -19,6 +19,7 @@ import torch
 
 from setr._extras import import_extra
 from setr.errors import SetrError, UsageError, first_line
+from setr.processes.faults import machine_fault
 from setr.processes.machine import HEAP, page_out
 from setr.reading.parsed import json_of
 
@@ -46,9 +47,13 @@ def onnx_run(path: Path, outputs: Sequence[str], device: str = "cpu") -> tuple[R
     options.enable_mem_pattern = False  # it would keep memory for every image size seen
     try:
         session = ort.InferenceSession(
-            path, options, providers=providers, enable_fallback=device == "auto"
+            path,
+            options,
+            providers=providers,
+            enable_fallback=len(providers) > 1 and device == "auto",
         )
-    except Exception as error:  # onnxruntime's own classes, one per kind of failure
+        metadata = session.get_modelmeta().custom_metadata_map
+    except Exception as error:  # onnxruntime's own classes, or of text that is not UTF-8
         reason = first_line(error)
         raise SetrError(f"{path}: not an ONNX model that can be run ({reason:.120})") from None
     if device != "auto" and session.get_providers() != [name for name, _ in providers]:
@@ -57,7 +62,6 @@ def onnx_run(path: Path, outputs: Sequence[str], device: str = "cpu") -> tuple[R
             "libraries, or use --device cpu"
         )
     HEAP.give_back(now=True)  # memory that reading the file took
-    metadata = session.get_modelmeta().custom_metadata_map
     stored = {k.removeprefix("setr."): v for k, v in metadata.items() if k.startswith("setr.")}
     needed = ort.RunOptions()
     needed.add_run_config_entry("only_execute_path_to_fetches", "1")
@@ -97,16 +101,10 @@ def openvino_run(
     if device not in ("auto", "cpu"):
         raise UsageError(f"device '{device}': OpenVINO files run on the CPU here; use --device cpu")
     core = ov.Core()
-    with _own_copy(path.with_suffix(".bin")) as weights:
+    with _own_copy(path.with_suffix(".bin")) as weights, _as_broken(path):
         if weights is None:
             core.set_property({"ENABLE_MMAP": False})  # all is read into memory
-        try:
-            model = core.read_model(path, weights or path.with_suffix(".bin"))
-        except RuntimeError as error:
-            reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), "")
-            raise SetrError(
-                f"{path}: not an OpenVINO model, or its .bin is missing ({reason:.120})"
-            ) from None
+        model = core.read_model(path, weights or path.with_suffix(".bin"))
         stored = {}
         if model.has_rt_info(["setr"]):
             for key in model.get_rt_info(["setr"]).value:
@@ -139,6 +137,20 @@ def openvino_run(
             return [found[i] for i in range(count)]
 
     return run, stored
+
+
+@contextmanager
+def _as_broken(path: Path) -> Iterator[None]:
+    """Makes what OpenVINO says about a file, or text in it that is not UTF-8, one line."""
+    try:
+        yield
+    except (RuntimeError, UnicodeDecodeError) as error:
+        if machine_fault(error):
+            raise
+        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), "")
+        raise SetrError(
+            f"{path}: not an OpenVINO model that can be run, or its .bin is missing ({reason:.120})"
+        ) from None
 
 
 @contextmanager

@@ -137,14 +137,16 @@ def _draw_files(
     ):
 
         def drawn_file(entry: AnnotatedImage) -> tuple[str, Counts | str]:
-            """Key and counts of a mask, or a problem."""
+            """Key and counts of a mask, or a problem; a full disk is none of the outlines."""
             name = names[entry.image]
             try:
                 key = store.key(name, entry)
-                counts = store.known(name, key)
-                return key, counts or store.save(name, whole_mask(root, entry, rules), palette)
+                if counts := store.known(name, key):
+                    return key, counts
+                mask = whole_mask(root, entry, rules)
             except SetrError as error:
                 return "", str(error)
+            return key, store.save(name, mask, palette)
 
         results = pool.map(drawn_file, annotated.images)
         for number, (entry, (key, found)) in enumerate(
