@@ -222,6 +222,12 @@ def test_masks_of_a_test_split_may_be_blank():
     assert _summary(result).startswith("\ntest: its masks have no labelled pixel (report.html)\n")
 
 
+def test_figures_older_than_the_model_are_not_shown():
+    """As when a clock was set back."""
+    result = {"split": "val", "run": "runs/t", "report": "report.html", "exports": []}
+    assert "val: no figures newer than the model" in _summary({**result, "metrics": {}})
+
+
 def test_an_export_that_fails_leaves_the_rest(photos, capsys, monkeypatch):
     from setr.commands import export
     from setr.errors import SetrError

@@ -278,9 +278,12 @@ def _is_installed(format: ExportFormat) -> bool:
 
 
 def _summary(result: dict[str, Any]) -> str:
-    out, figures = shlex.quote(str(result["run"])), next(iter(result["metrics"].values()))
-    found = "its masks have no labelled pixel"
-    if figures["miou"] is not None:
+    out = shlex.quote(str(result["run"]))
+    figures = next(iter(result["metrics"].values()), None)  # none if a clock was set back
+    found = f"no figures newer than the model; setr eval {out} DATA tests it"
+    if figures is not None and figures["miou"] is None:
+        found = "its masks have no labelled pixel"
+    elif figures is not None:
         accuracy = 100 * figures["pixel_accuracy"]
         found = f"mIoU {100 * figures['miou']:.1f}, pixel accuracy {accuracy:.1f}"
     lines = [
