@@ -65,6 +65,8 @@ def test_a_name_of_another_toolkit_is_answered():
 def test_keywords_of_other_toolkits_are_answered():
     with pytest.raises(TypeError, match=r"no argument 'in_channels'; use in_chans$"):
         setr.create_model("setr_naive_nano", num_classes=1, in_channels=4)
+    with pytest.raises(TypeError, match=r"no argument 'classes'; use num_classes$"):
+        setr.create_model("setr_naive_nano", classes=1)
     with pytest.raises(setr.SetrError, match=r"is the name of an encoder; give it as encoder"):
         setr.create_model("vit_base_patch16_224.augreg_in21k", num_classes=1)
 

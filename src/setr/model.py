@@ -16,7 +16,7 @@ from typing import Any, get_args
 from torch import Tensor, nn
 
 from setr.arguments.choices import Neck, OddSizes, PosInterp, PrefixTokens
-from setr.arguments.elsewhere import require_own_keywords
+from setr.arguments.elsewhere import answers_keywords
 from setr.arguments.typed import checked
 from setr.catalog import DecoderName, model_settings, name_with
 from setr.decoders import UpsampleHead
@@ -230,6 +230,7 @@ def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return resize_bilinear(logits, size)
 
 
+@answers_keywords("create_model")
 @checked
 def create_model(
     name: str,
@@ -282,7 +283,6 @@ def create_model(
         SetrError: unknown name (similar names are listed), encoder or weights; a decoder other than
             the model's; ResNet weights for a model without a ResNet stem.
     """
-    require_own_keywords("create_model", arguments)
     if in_chans < 1:
         raise UsageError(f"in_chans {in_chans}: give at least one channel")
     encoder_args = {**(arguments.pop("encoder_args", None) or {})}

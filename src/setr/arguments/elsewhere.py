@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -223,13 +223,18 @@ VALUES_ELSEWHERE = _by_name(VALUES_HERE)
 
 NAMES_ELSEWHERE: dict[str, dict[str, str]] = {
     "setr": {
-        "AutoModelForSemanticSegmentation": "setr.from_pretrained(SOURCE), or setr.load(SOURCE)",
+        "AutoImageProcessor": "setr.load(SOURCE), which prepares images itself",
+        "AutoModelForSemanticSegmentation": (
+            "model, info = setr.from_pretrained(SOURCE), or setr.load(SOURCE)"
+        ),
         "MMSegInferencer": "setr.load(MODEL), whose predict and predict_all segment images",
         "Trainer": "setr.train('finetune', data=FOLDER)",
+        "TrainingArguments": "setr.recipe(NAME).replace({'train.epochs': 20})",
         "YOLO": "setr.load(MODEL) to predict, setr.train('finetune', data=FOLDER)",
         "export": "the command `setr export MODEL --format onnx -o FILE`",
         "inference_model": "setr.load(MODEL).predict(IMAGE)",
         "init_model": "setr.load(MODEL)",
+        "load_dataset": "setr.open_dataset('hf:OWNER/NAME', 'train')",
         "load_model": "setr.load(MODEL)",
         "losses": "setr.segmentation_loss(logits, masks)",
         "pipeline": "setr.load(MODEL), which is called with an image",
@@ -305,40 +310,32 @@ KEYWORDS_ELSEWHERE: dict[str, dict[str, str]] = {
         "show": "result.show()",
         "stream": "predict_all(SOURCES), which gives one result at a time",
     },
+    "train": {},  # settings, which are found by their names
 }
 """Argument of a function in another toolkit -> what to use here, by the function's name here."""
-
-
-def require_own_keywords(
-    function: str, given: Iterable[str], hint: Callable[[str], str] = lambda _: ""
-) -> None:
-    """Refuse keywords that other toolkits' functions have in place of those of a function here.
-
-    Args:
-        function: its name, a key of `KEYWORDS_ELSEWHERE`.
-        given: keywords that are none of its own.
-        hint: what to use for further keywords; empty for those that it does not know.
-
-    Raises:
-        TypeError: names the keyword here.
-    """
-    table = KEYWORDS_ELSEWHERE.get(function, {})
-    for name in given:
-        if here := table.get(name) or hint(name):
-            raise TypeError(f"{function}() has no argument '{name}'; use {here}")
 
 
 def answers_keywords(
     like: str, hint: Callable[[str], str] = lambda _: ""
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorator: unknown keywords are answered as by `require_own_keywords`, if that knows them."""
+    """Decorator of a function that refuses keywords of other toolkits with what is used here.
+
+    Args:
+        like: key of `KEYWORDS_ELSEWHERE`.
+        hint: what to use for further keywords; empty for those that it does not know, which are
+            left to the function.
+    """
 
     def answering(function: Callable[P, T]) -> Callable[P, T]:
         known = inspect.signature(function).parameters
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            require_own_keywords(like, (name for name in kwargs if name not in known), hint)
+            for name in kwargs:
+                here = "" if name in known else KEYWORDS_ELSEWHERE[like].get(name) or hint(name)
+                if here:
+                    own = function.__name__
+                    raise TypeError(f"{own}() has no argument '{name}'; use {here}")
             return function(*args, **kwargs)
 
         return call
