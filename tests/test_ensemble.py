@@ -165,7 +165,7 @@ def test_a_server_averages_too(runs):
         names = [model["name"] for model in client.get("/v1/models").json()["models"]]
         assert names == ["fold0+fold1", "one"]
         files = {"image": encode_png(image())}
-        answer = client.post("/v1/segment", files=files, params={"output": "mask"})
+        answer = client.post("/v1/segment", files=files, params={"format": "mask"})
         assert answer.status_code == 200, answer.text
         mask = np.asarray(Image.open(io.BytesIO(answer.content)))
         asked = {"x": 0.5, "y": 0.5, "model": "fold0+fold1"}

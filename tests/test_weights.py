@@ -757,7 +757,6 @@ def test_weights_are_found_in_a_checkpoint_by_any_name(tmp_path):
         load_weights(build(), path)
 
 
-@pytest.mark.parametrize("generation", [4, 5])
 def in_parts(folder: Path, tensors: dict[str, Tensor]) -> Path:
     """Write weights as transformers does from a few gigabytes on; returns the index."""
     folder.mkdir()
@@ -820,6 +819,7 @@ def test_weights_in_several_files_are_fetched_from_the_hub(tmp_path, monkeypatch
     assert "100.0%" in str(load_encoder(model, "owner/name"))
 
 
+@pytest.mark.parametrize("generation", [4, 5])
 def test_other_transformers_in_a_file_are_not_the_encoder(tmp_path, generation):
     """ViTMAEForPreTraining's decoder and a text model have layers of the same names."""
     vit = source_vit()
