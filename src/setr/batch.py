@@ -151,8 +151,6 @@ def outcomes(
     """Run every task; each yields exactly one outcome, in an order that depends on tasks alone.
 
     Args:
-        predictor: the model.
-        tasks: the images.
         finish: encodes (and writes) a result, or records why there is none; called in threads.
         batch: images of one size per pass of the model.
         exact: batch only where results are those of one by one. Otherwise every forward pass has
@@ -223,7 +221,6 @@ def stream_outcomes(
     """Segment videos, GeoTIFF files, cameras and addresses; files are written, never packed.
 
     Args:
-        predictor: the model.
         streams: by task.
         writer_for: what writes the results of a stream.
         stop: interrupts the current stream, of which no output is then left; a live source ends

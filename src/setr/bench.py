@@ -74,10 +74,8 @@ def bench(
         source: a model directory, Hub name or checkpoint.
         data: labelled data set for mIoU and int8; without it, drawn scenes give the agreement and
             the int8 row is left out.
-        split: of the data.
         count: images of the split that are used.
         size: (height, width) in pixels that is timed; by default the model's window or crop.
-        batches: batch sizes.
         seconds: each is timed for at least so long.
         rows: what to time; `ROWS[0]` is always first.
         device: of the PyTorch rows.
@@ -191,7 +189,6 @@ def advice(
         source: of the model.
         rows: timed ones, the reference first.
         data: labelled data set, if one was given.
-        split: of the data.
     """
     timed = [row for row in rows if "error" not in row]
     reference = timed[0]

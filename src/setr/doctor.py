@@ -76,7 +76,6 @@ def check(dataset: Dataset, *, full: bool = False, progress: Progress | None = N
     Unchanged files that were checked before are not read again (see `survey.py`).
 
     Args:
-        dataset: the split.
         full: decode the images, too; otherwise only their header and end are read.
         progress: called with (done, total).
 

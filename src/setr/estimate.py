@@ -154,10 +154,7 @@ def resolve_batch_and_steps(
     """Replace `train.batch auto` and `train.epochs` by a batch size and a number of steps.
 
     Args:
-        config: settings of the run.
-        num_classes: number of classes.
         images: size of the training split, an upper limit of the batch size.
-        device: device of this process.
         before: facts of the run that is continued; it keeps its batch size and steps.
 
     Raises:

@@ -174,9 +174,7 @@ def evaluate_split(
 
     Args:
         model: the model, on any device; its training mode is restored afterwards.
-        info: classes, normalisation and protocol.
         dataset: a split with the classes of the model.
-        precision: precision of the forward pass.
         workers: processes that load images.
         detailed: also compute boundary scores, recall by size, calibration and intervals, which is
             slower.

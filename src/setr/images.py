@@ -104,7 +104,6 @@ def encode_png(array: np.ndarray, *, palette: np.ndarray | None = None) -> bytes
     """Encode uint8/uint16 (H, W) or uint8 RGB (H, W, 3) as PNG.
 
     Args:
-        array: pixels.
         palette: (K, 3) uint8 colours, to write an 8-bit (H, W) array as a palette PNG.
     """
     return encode_picture(array, "PNG", palette=palette)
@@ -116,7 +115,6 @@ def encode_picture(
     """As `encode_png`, in any format of Pillow.
 
     Args:
-        array: pixels.
         form: Pillow's name of the format.
         palette: as in `encode_png`.
         options: options of that format, for example `quality`.

@@ -89,9 +89,7 @@ def predict_scores(
     """Compute class scores of images under a protocol.
 
     Args:
-        model: see `Model`.
         images: normalised images (B, C, H, W), or a source that reads them piece by piece.
-        protocol: scales, flip and window.
         size: (H, W) of the result; the images' own by default.
         batch_windows: windows per forward pass; by default 2 on a CPU, which saves memory, and on a
             GPU at least 8, and up to `GPU_PIXELS`.

@@ -112,7 +112,6 @@ def draft(root: Path, **options: Any) -> Draft:
 
     Args:
         root: folder with images and masks, or outlines, with or without folders per split.
-        options: see `DraftOptions`.
 
     Raises:
         SetrError: a known data set that needs no description, an unknown layout, an option that

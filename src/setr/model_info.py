@@ -106,7 +106,6 @@ def read_info(values: dict[str, Any], source: str) -> ModelInfo:
     """The `ModelInfo` in the values that `describe` returned, read from JSON.
 
     Args:
-        values: content of the JSON file.
         source: its origin, for messages.
 
     Raises:

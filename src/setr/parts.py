@@ -122,7 +122,6 @@ def build_encoder(
     """The encoder that a decoder reads.
 
     Args:
-        decoder: name of the decoder.
         name: timm name of a ViT, or of a ResNet for the baselines.
         arguments: further keyword arguments of the encoder.
         taps: numbers of the blocks or stages to return.
@@ -144,11 +143,6 @@ def build_neck(
     decoder: DecoderName, encoder: Backbone, arguments: Mapping[str, Any]
 ) -> tuple[nn.Module, list[int], dict[str, Any]]:
     """The neck between an encoder and a decoder; the identity for most.
-
-    Args:
-        decoder: name of the decoder.
-        encoder: the encoder, whose maps it takes.
-        arguments: keyword arguments of the neck.
 
     Returns:
         The neck, the number of channels of each of its maps, and the keyword arguments of the

@@ -128,10 +128,8 @@ def pick_images(
 
     Args:
         model: on any device.
-        info: classes, normalisation and protocol.
         dataset: the images, from `open_unlabelled`, their pixels `counted`.
         count: how many to choose.
-        precision: of the forward pass.
         workers: processes that load images.
         stopped: called before every image; once it returns true, the choice is among those seen.
 

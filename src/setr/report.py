@@ -49,11 +49,8 @@ def write_evaluation(
 
     Args:
         path: the file, complete when it appears.
-        title: heading.
         metrics: detailed figures by protocol as in `metrics.json`, and `compare` by the model's
             name.
-        labels: class names and colours.
-        gallery: the single images.
         log: `log.jsonl` of the run that trained the model, if there is one.
     """
     protocols = by_protocol(metrics)

@@ -153,9 +153,7 @@ def review_split(
 
     Args:
         model: on any device.
-        info: classes, normalisation and protocol.
         dataset: a split with the classes of the model.
-        precision: of the forward pass.
         workers: processes that load images.
         shown: how many images to keep pictures of.
         stopped: called before every image; once it returns true, the review ends there.

@@ -76,8 +76,6 @@ def require_known(function: str, given: Iterable[str], known: type) -> None:
     """Refuse keywords that a function collects and that none of its options has, before it works.
 
     Args:
-        function: its name.
-        given: the keywords.
         known: a `TypedDict` of the options.
 
     Raises:

@@ -43,10 +43,8 @@ def unknown(
     """The message on the first word that begins like an option and is none of `flags`, or None.
 
     Args:
-        words: of a command line.
         flags: the options that it may have.
         options: those that may be meant.
-        verb: the command's name.
     """
     for word in words:
         flag = _split(word, flags)[0]

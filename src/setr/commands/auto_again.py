@@ -22,7 +22,6 @@ def is_finished(out: Path, data: str, settings: Sequence[str]) -> bool:
     """Whether the run in a folder has finished, with these settings and data.
 
     Args:
-        out: the folder.
         data: the data set, as other commands take it.
         settings: options of `setr train` with their values, from `in_steps`.
 

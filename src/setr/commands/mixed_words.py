@@ -24,8 +24,6 @@ def split_words(arguments: list[str], verb: str, first: str) -> tuple[list[str],
     """Split the words into a command's own and the settings of the training, each with its values.
 
     Args:
-        arguments: the words after the command's name.
-        verb: the command's name.
         first: placeholder of what must come first.
 
     Raises:
@@ -51,9 +49,6 @@ def parse_mixed(
     """Parse a command's own words.
 
     Args:
-        kind: the dataclass of its arguments.
-        arguments: the words after its name.
-        verb: its name.
         first: placeholder of what must come first.
         elsewhere: options of `setr train` that have another form here, with what to do.
 
@@ -77,8 +72,6 @@ def _refuse_unknown(words: list[str], kind: Any, verb: str) -> None:
 
     Args:
         words: its own, without settings.
-        kind: the dataclass of its arguments.
-        verb: its name.
     """
     if {"-h", "--help"} & set(words):
         return

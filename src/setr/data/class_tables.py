@@ -60,7 +60,6 @@ def in_own_keys(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The keys of a data.yaml, with tables of ids and keys of other toolkits in our own.
 
     Args:
-        values: the content of the file.
         folder: where the file is.
 
     Raises:

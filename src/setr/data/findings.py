@@ -46,7 +46,6 @@ def split_findings(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[F
     """All findings about the readable pairs of a split, errors first.
 
     Args:
-        dataset: the split.
         scan: what was read of each pair.
         pixels: (K,) pixels per class.
     """
@@ -57,7 +56,6 @@ def about(dataset: Dataset, level: Level, text: str, rows: np.ndarray) -> list[F
     """A finding about some pairs of a split; none if there are no such pairs.
 
     Args:
-        dataset: the split.
         level: see `Finding`.
         text: what is wrong with them, after their number.
         rows: indices of the pairs.

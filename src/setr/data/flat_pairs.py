@@ -131,7 +131,6 @@ def chosen_pairs(root: Path, images: str, masks: str) -> tuple[list[tuple[str, s
     """Pairs of the images and masks that the user names, by folders or by patterns.
 
     Args:
-        root: the folder.
         images: folder, or pattern (see `pairs_by_pattern`), relative to `root`.
         masks: the same for the masks. In two folders the names may differ in their ends.
 

@@ -54,7 +54,6 @@ def draft_folds(
 
     Args:
         pairs: all pairs; those for training and for validation are divided anew.
-        count: number of folds.
         known: split by image.
         classes: ids of the classes in each mask.
         groups: by image; empty if each is a group of its own.

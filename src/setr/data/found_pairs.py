@@ -36,7 +36,6 @@ def find_pairs(root: Path, images: str = "", masks: str = "") -> FoundPairs:
     """Find the images and masks below a folder.
 
     Args:
-        root: the folder.
         images: see `chosen_pairs`; empty to look for the usual names.
         masks: the same.
 

@@ -54,8 +54,6 @@ def find_split(root: Path, split: str, wanted: str | None, *, listed: bool = Tru
     """Find the files of one split.
 
     Args:
-        root: folder of the data set.
-        split: name of the split.
         wanted: known data set that the user named; it selects the encoding of ids.
         listed: whether a list `SPLIT.txt` beside plain folders selects images.
 

@@ -63,7 +63,6 @@ def draft_parts(
     if train or val is not known, both are drawn from what there is of them.
 
     Args:
-        pairs: all pairs.
         val_share: fraction of pairs for a validation split that is drawn.
         known: split by image.
         classes: ids of the classes in each mask.

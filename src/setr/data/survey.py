@@ -68,7 +68,6 @@ def survey(dataset: Dataset, *, full: bool = False, progress: Progress | None = 
     """Read every pair of a split, or take it from the cache.
 
     Args:
-        dataset: the split.
         full: decode the images, too; otherwise only masks are decoded, and header and end of the
             image files are read, which finds missing, unsupported and truncated files.
         progress: called with (done, total) while files are read.

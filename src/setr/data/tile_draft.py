@@ -67,7 +67,6 @@ def divide_tiles(
     tiles of validation that show ground of the test split, are in no split.
 
     Args:
-        tiles: all tiles.
         val_share: fraction of the blocks for a validation split that is drawn.
         known: split by image that was cut.
         classes: ids of the classes in each mask.

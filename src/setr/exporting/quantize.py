@@ -34,7 +34,6 @@ def calibration_images(
     """Images as the network sees them under the model's protocol: resized, one window from each.
 
     Args:
-        dataset: the split.
         info: normalisation and protocol.
         count: at most so many images.
 

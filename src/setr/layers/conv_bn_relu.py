@@ -56,7 +56,6 @@ class ConvBNReLU(nn.Sequential):
         is never allocated.
 
         Args:
-            x: feature map before upsampling.
             scale: integer upsampling factor.
             classifier: 1x1 convolution; None for none.
         """

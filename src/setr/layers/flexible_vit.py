@@ -107,7 +107,6 @@ def make_plain(vit: Any, img_size: int | tuple[int, int] | None) -> None:
     """Give one of timm's `NaFlexVit` the parts and parameter names of timm's other ViTs.
 
     Args:
-        vit: the model.
         img_size: image side or (height, width) in pixels that it is for, which no parameter depends
             on; None for that of its pretrained weights.
     """

@@ -82,7 +82,6 @@ def make_of_any_size(vit: Any, img_size: int | tuple[int, int] | None) -> None:
     Its linear patch embedding becomes a convolution; positions become parameters of the model.
 
     Args:
-        vit: the model.
         img_size: image side or (height, width) in pixels that it is for, which no parameter depends
             on; None for that of its pretrained weights.
     """

@@ -27,7 +27,6 @@ def norm_relu(x: Tensor, norm: nn.Module, classifier: nn.Conv2d | None = None) -
     The norm's running statistics are updated as usual.
 
     Args:
-        x: feature map.
         norm: batch norm over C channels; for other norms and in eval mode, the separate layers run,
             and for a single pixel, of which they refuse the variance.
         classifier: 1x1 convolution to K channels; None for none.

@@ -37,8 +37,6 @@ def require_readout(vit: Any, name: str, readout: Readout, *, dropped: bool) -> 
     """Raise `SetrError` for an unknown readout, or if there is no class token to read.
 
     Args:
-        vit: a timm ViT.
-        name: its name.
         readout: what is to become of the class token.
         dropped: whether prefix tokens are dropped before the blocks.
     """

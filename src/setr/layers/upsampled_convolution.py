@@ -56,10 +56,8 @@ def conv_of_resized(
     The resize is bilinear. Half-precision taps are resized and summed in fp32, which is returned.
 
     Args:
-        x: feature map before the resize.
         weight: (D, C, 3, 3).
         size: height and width after the resize, not necessarily multiples of those before.
-        align_corners: option of the resize.
     """
     (B, _, h, w), D = x.shape, weight.shape[0]
     taps = weight.permute(0, 2, 3, 1).reshape(9 * D, -1, 1, 1)

@@ -17,8 +17,6 @@ def binary_masks(root: Path, found: FoundPairs, threshold: int) -> AnnotatedFold
     Its name is the second of a file of two class names, else `foreground`.
 
     Args:
-        root: the folder.
-        found: its images and masks.
         threshold: grey level from which on pixels belong to the class.
     """
     listed = list(names_by_id(root).values())

@@ -44,7 +44,6 @@ def class_masks(root: Path, threshold: int = 0) -> AnnotatedFolder | None:
     None also if masks have the names of the images: they are taken to contain all classes.
 
     Args:
-        root: the folder.
         threshold: grey level from which on pixels belong to the class; 0 if all masks have 0 and
             one other value.
 
@@ -80,7 +79,6 @@ def chosen_class_masks(
     """The masks of one class or object each that the user names by two patterns.
 
     Args:
-        root: the folder.
         images: pattern of the images (see `parts_by_pattern`), or their folder.
         masks: pattern of their masks, or their folder, in which they are found as by `class_masks`.
         threshold: see `class_masks`.

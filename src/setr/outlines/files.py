@@ -23,7 +23,6 @@ def find_outlines(root: Path, class_key: str, broken: list[str]) -> AnnotatedFol
     """The outlines below a folder, or None if there are none.
 
     Args:
-        root: the folder.
         class_key: property of layers or attribute of VIA that names the class; empty for the usual.
         broken: receives the files that cannot be read, one line each.
 

@@ -85,7 +85,6 @@ class Labelbox:
         objects of an image, each in its colour, and after the object's id if they hold only it.
 
         Args:
-            given: the object.
             missing: receives the address of a mask without a file, by the name of this file.
         """
         if "polygon" in given:

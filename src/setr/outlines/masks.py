@@ -81,7 +81,6 @@ def draw_masks(
     """Write a palette PNG per image to the folder `masks_drawn`, or tiles of images and masks.
 
     Args:
-        root: the folder.
         annotated: what `find_outlines` found there.
         rest: class of pixels outside all outlines, added to the classes if it occurs; or `ignore`.
         order: names of classes; those named later are drawn over those named earlier, and all of

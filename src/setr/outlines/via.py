@@ -33,8 +33,6 @@ def read_via(
     """Add the images of a file and its regions; later ones are drawn over earlier ones.
 
     Args:
-        name: of the file.
-        content: of the file.
         index: the images of the folder.
         out: receives the images, and the attribute's options as classes.
         class_key: attribute that names the class; empty for the usual ones, or the only one.

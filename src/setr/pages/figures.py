@@ -101,8 +101,6 @@ def attention_figure(
     """Attention of points of the image.
 
     Args:
-        predictor: the model.
-        view: the image.
         points: (x, y) in pixels of the image; its centre if empty.
         layers: blocks from 1; the last if empty.
         head: one head, from 1; None for all and their mean.
@@ -156,8 +154,6 @@ def features_figure(
     """Outputs of blocks as colours and as their strongest channels.
 
     Args:
-        predictor: the model.
-        view: the image.
         layers: blocks from 1; if empty, the first and three more at equal distances, which are the
             paper's 1, 9, 17 and 24 where there are 24.
         channels: channel maps per layer.
@@ -216,7 +212,6 @@ def compare_figure(
         a: first model.
         b: second model, with the same classes.
         names: of the models.
-        path: image file.
         truth: label image as the models' data have it, in ids or colours, if there is one.
 
     Raises:

@@ -31,7 +31,6 @@ def lettered(text: str, instead: str = "") -> tuple[Any, str]:
     """A font, and the text to draw with it.
 
     Args:
-        text: any text.
         instead: ASCII drawn in its place if no font of this machine has all of its letters; by
             default it is drawn with ? for those that are no ASCII.
     """

@@ -108,7 +108,6 @@ def figure(picture: np.ndarray, caption: str, *, photo: bool = False, width: int
 
     Args:
         picture: uint8 RGB (H, W, 3), shrunk if wider than `width` or four times as high.
-        caption: text below it.
         photo: store as JPEG and shrink smoothly; otherwise colours stay exact.
         width: largest width in pixels.
     """

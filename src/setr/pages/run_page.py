@@ -35,9 +35,7 @@ def write_run(
 
     Args:
         path: the file, complete when it appears.
-        title: heading.
         metrics: as in `metrics.json`.
-        labels: class names and colours.
         shown: images to show, in order.
         log: the run's `log.jsonl`, for the loss curve.
     """

@@ -34,7 +34,6 @@ def to_geojson(
 
     Args:
         polygons: of one mask.
-        labels: class names and colours.
         geo: if given, coordinates are on the map, with the reference system as GDAL and QGIS read
             it, and regions have their square metres on the ground (`area_m2`); otherwise they are
             pixels, y down the image.
@@ -57,7 +56,6 @@ def to_geopackage(
 
     Args:
         polygons: of one mask.
-        labels: class names and colours.
         geo: as in `to_geojson`.
 
     Raises:
@@ -102,7 +100,6 @@ def to_coco(
 
     Args:
         polygons: exact polygons of one mask.
-        labels: class names.
         file_name: of the image.
         size: (H, W) of the image.
         tolerance: polygons are simplified by at most this many pixels; run lengths stay exact.
@@ -154,7 +151,6 @@ def to_labelme(
 
     Args:
         polygons: of one mask.
-        labels: class names.
         file_name: of the image, as seen from the file's folder.
         size: (H, W) of the image.
     """

@@ -52,8 +52,6 @@ def ray_outcomes(work: Work, tasks: Sequence[Task], *, actors: int | None) -> It
     """As `batch.outcomes`, by a pool of actors; the order may differ.
 
     Args:
-        work: model and settings.
-        tasks: the images.
         actors: size of the pool; one per GPU, or one per `threads` processors if not given.
 
     Raises:

@@ -70,7 +70,6 @@ def predict_video(
     """Segment every frame of a video, or the newest ones of a live source, and write the outputs.
 
     Args:
-        predictor: the model.
         source: a video file, or what `live.is_live` knows.
         stem: output folder and name without ending: `out/clip` gives `out/clip_overlay.mp4` and
             `out/clip/000001.png`, …; of a live source the numbers of dropped frames are missing,

@@ -60,7 +60,6 @@ def predict_raster(
     """Write label and confidence rasters with the georeference of the input.
 
     Args:
-        predictor: the model.
         path: a GeoTIFF.
         out: files by kind, of `BLOCK_KINDS`: `mask` holds ids with the classes' colours, 255 where
             the input has no data or the class is less probable than the predictor's

@@ -52,7 +52,6 @@ def write(result: Result, stem: Path, kinds: Iterable[str], **options: Any) -> l
     """Write the outputs of one result; every file appears when complete.
 
     Args:
-        result: what a model says about an image.
         stem: output folder and name without ending; folders are made.
         kinds: of `KINDS`, as `parse_kinds` gives them; mask and confidence of a georeferenced
             raster are GeoTIFF files.

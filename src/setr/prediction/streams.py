@@ -133,7 +133,6 @@ def predict_stream(
     """Segment one stream.
 
     Args:
-        predictor: the model.
         stream: as `split_sources` gives it.
         stem: output folder and name without ending.
         kinds: of `kinds.KINDS`.

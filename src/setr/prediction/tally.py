@@ -66,8 +66,6 @@ def print_summary(
     """Print what failed and how much is left; returns the exit code.
 
     Args:
-        tasks: of the run.
-        manifest: their outcomes.
         broken: messages on what failed.
         cut: a live source was stopped by a signal.
     """

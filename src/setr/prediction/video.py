@@ -188,7 +188,6 @@ class VideoWriter:
         """Append a frame uint8 RGB (H, W, 3); one of another size is scaled.
 
         Args:
-            picture: the frame.
             place: its index; the frame before is repeated up to it, and a frame whose index is
                 already taken is left out.
         """

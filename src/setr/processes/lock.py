@@ -30,7 +30,6 @@ def open_locked(
     """Open a file and lock it, made if missing; the lock of a file is no use once it is replaced.
 
     Args:
-        path: of the file.
         flags: of `os.open`.
         kind: `lockf` locks for this process without its children, until it closes the file under
             any number; `flock` for this number, until it is closed in the children, too.

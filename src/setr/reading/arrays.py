@@ -31,7 +31,6 @@ def as_image(
             (H, W, 3) or grey (H, W); a tensor of the same or, as in torchvision, (3, H, W) or
             (1, H, W), uint8 or float from 0 to 1; an http(s) URL if `allow_urls`.
         max_pixels: larger images are refused, files by their header.
-        allow_urls: download URLs.
         bands: bands to read from a file instead of RGB. Arrays and tensors must then have these
             channels, in the same order; bytes are scaled by the same ranges already, an array of
             another type (16 bits, floats) is scaled here. Pillow images are refused.

@@ -133,7 +133,6 @@ def replacing(path: Path, *, mark: str | None = None) -> Iterator[Path]:
     """A hidden file to write, which takes the place of `path` in the end, or goes after an error.
 
     Args:
-        path: the file.
         mark: name for the hidden file, random by default. With a fixed one, leftovers of a killed
             process are overwritten by the next; only one writer at a time may use it.
     """
@@ -151,8 +150,6 @@ def write_bytes(path: Path, data: bytes, *, mark: str | None = None) -> None:
     """Write a file atomically: it appears under its name when complete.
 
     Args:
-        path: the file.
-        data: its content.
         mark: see `replacing`.
 
     Raises:

@@ -23,8 +23,6 @@ def parse(kind: type[T], text: str, source: str) -> T:
     """A dataclass from YAML; a missing key takes its default.
 
     Args:
-        kind: the dataclass.
-        text: the YAML.
         source: its origin, for messages.
 
     Raises:
@@ -47,8 +45,6 @@ def build(kind: type[T], values: Any, source: str, prefix: str = "") -> T:
     """A dataclass from a mapping; see `parse`.
 
     Args:
-        kind: the dataclass.
-        values: the mapping.
         source: its origin, for messages.
         prefix: of its keys in messages, with a trailing dot.
 

@@ -108,7 +108,6 @@ def download_file(url: str, path: Path) -> None:
 
     Args:
         url: as for `download`.
-        path: of the file.
 
     Raises:
         SetrError: as `download`, but for any size and time, as long as something comes; or the file

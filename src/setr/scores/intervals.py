@@ -117,7 +117,6 @@ def paired_difference(
         ours: one metric per image (N,), for example `image_miou`.
         theirs: the same for the other model, in the same order.
         rounds: number of random draws.
-        seed: of the draws.
 
     Returns:
         `difference`, mean of ours - theirs; `interval`, its bootstrap 95 % interval, None for one

@@ -105,7 +105,6 @@ def find_suspects(
     Args:
         rows: what was found in each image, by its number.
         thresholds: (K,) confidence from which a region counts; NaN for classes never labelled.
-        dataset: the split.
 
     Returns:
         The worst first: labels that are displaced or of another image, then by quality.

@@ -69,8 +69,6 @@ def encode(kind: FormatName, name: str, result: Result, options: Options) -> byt
     Args:
         kind: of `FORMATS`.
         name: of the model, as served.
-        result: of the model.
-        options: of the request.
 
     Raises:
         Refusal: 413, more regions than there is time for.

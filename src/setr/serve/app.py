@@ -65,8 +65,6 @@ def create_app(
     """The ASGI application.
 
     Args:
-        models: loaded models.
-        limits: of the server.
         keys: API keys; without any, every request is let in.
         hosts: names the server answers to; all if left out.
         log: write the access log.

@@ -80,7 +80,6 @@ def require_buildable(config: Config, *, weights: bool) -> None:
     """Check that the model can be built, without allocating it or reading data.
 
     Args:
-        config: settings of the run.
         weights: also check that the pretrained weights exist.
 
     Raises:

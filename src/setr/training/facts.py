@@ -102,8 +102,6 @@ def data_record(facts: dict[str, Any], train: Dataset, val: Dataset) -> dict[str
 
     Args:
         facts: of the run, from `run_facts`.
-        train: training split.
-        val: validation split.
     """
     own = {key: value for key, value in facts.items() if _is_data_fact(key)}
     text = json.dumps(own, sort_keys=True)

@@ -81,7 +81,6 @@ def step_memory(
         teacher: of a run with distillation, on the meta device.
         batch: number of images in a micro-batch.
         size: (H, W) of the images in pixels.
-        device: where the training will run.
         dtype: of autocast; None for fp32.
         moments: optimiser tensors per trained weight: 2 for AdamW, 1 for SGD with momentum, 0
             without.

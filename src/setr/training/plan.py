@@ -85,7 +85,6 @@ def scale_choices(
     Args:
         recipe: `finetune` or `scratch`.
         data: the training split.
-        device: where the run will be.
         patch: patch size of the encoder in pixels.
         short_side: in pixels, to which the user has images resized.
     """
@@ -156,7 +155,6 @@ def seconds_before(config: Config, data: Extent, image: float) -> float:
     """Rough time before the first step: the encoder's features, if the run stores them.
 
     Args:
-        config: settings of the run.
         data: the training split.
         image: seconds of a forward pass for an image of the crop's size.
     """

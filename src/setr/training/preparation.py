@@ -73,11 +73,8 @@ def prepare(
     """Check all that can be checked before the model is built; quick checks come first.
 
     Args:
-        config: settings as given.
         folder: if it has a state, the run must be the one that it is of.
         data: training and validation split, in place of those that the settings name.
-        augment: the user's own augmentation.
-        device: of this process.
         dtype: of autocast; None for fp32.
 
     Raises:

@@ -23,10 +23,8 @@ def repeat_counts(survey: Survey, num_classes: int, threshold: float, seed: int)
     """(N,) how often each image is in an epoch, at least once.
 
     Args:
-        survey: what was read of the masks.
         num_classes: K.
         threshold: share of the images, 0 to 1, below which a class is rare.
-        seed: of the draws.
     """
     shares = survey.images(num_classes) / len(survey.ends)
     factors = np.ones(256)

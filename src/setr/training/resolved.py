@@ -87,10 +87,8 @@ def headline(
     """What a run trains, where and how long, in a line.
 
     Args:
-        config: settings of the run.
         counts: numbers of trained and of all parameters.
         images: number of images in the training split.
-        device: of this process.
         precision: such as bf16.
     """
     train, (H, W), (trained, total) = config.train, config.data.crop_size, counts
@@ -110,7 +108,6 @@ def announce(config: Config, images: int) -> None:
     """Warn of settings that may be a mistake: random weights, a warm-up that never ends.
 
     Args:
-        config: settings of the run.
         images: number of images in the training split.
     """
     model, warmup, steps = config.model, config.optim.warmup_steps, config.train.steps

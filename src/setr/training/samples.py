@@ -55,7 +55,6 @@ def crops_picture(
     """One row per training crop and a legend below, uint8 RGB.
 
     Args:
-        labels: classes and colours.
         crops: image uint8 (H, W, C), training ids (H, W) and name of the image of each; at least
             one.
     """

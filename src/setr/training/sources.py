@@ -150,13 +150,11 @@ def open_source(
     """The source of batches for a run; computes features unless they are cached.
 
     Args:
-        config: settings of the run.
         dataset: the training split.
         model: on its device, with frozen parts frozen.
         dtype: of autocast; None for fp32.
         pixels: (K,) pixel counts of the classes in the split.
         share: this process's share of every batch.
-        augment: the user's own augmentation.
         extra: images beside those of the split.
     """
     if config.train.cache_features == "none":

@@ -17,7 +17,6 @@ def open_splits(
     """Open the splits that the settings name, unless splits are given.
 
     Args:
-        config: settings of the run.
         data: training and validation split, or None.
 
     Returns:

@@ -76,10 +76,8 @@ def open_teacher(
     """The teacher of a run, if it has one.
 
     Args:
-        config: settings of the run.
         labels: of the training data.
         bands: of the training data.
-        device: of the training.
         dtype: of autocast; None for fp32.
 
     Raises:

@@ -26,7 +26,6 @@ def class_weights(pixels: np.ndarray, kind: str, *, limit: float = 4.0) -> np.nd
     Args:
         pixels: (K,) counts; absent classes get weight 1.
         kind: `median_frequency` (or `auto`), or `sqrt_median_frequency`.
-        limit: largest weight.
     """
     share = pixels / max(pixels.sum(), 1)
     present = share > 0

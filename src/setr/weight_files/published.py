@@ -59,10 +59,8 @@ def published_settings(
     """The settings of a whole model.
 
     Args:
-        found: the checkpoint.
         meta: values stored beside its tensors.
         arguments: keyword arguments of `SETR` that were read from it.
-        labels: its classes.
     """
     decoder, port = arguments["decoder"], found.dialect == "mmseg"
     if decoder == "dpt":

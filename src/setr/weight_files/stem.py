@@ -59,7 +59,6 @@ def fit_positions(
     A grid that is not square must be as large as the model's, or that of a known image size.
 
     Args:
-        encoder: the model's encoder.
         value: position embeddings (1, N, C), those of prefix tokens first.
         given: all tensors of the checkpoint.
         mode: see `resample_grid`.
