@@ -68,7 +68,6 @@ class OutputWriter:
     """Turns a result into files and a row of the manifest; thread-safe and picklable.
 
     Args:
-        out: the output folder or address.
         kinds: what to write, of `kinds.KINDS`.
         run: name of the run, from its model and settings.
         packed: return the encoded files, to be packed, instead of writing them.

@@ -275,7 +275,6 @@ class MedianStop(Tracker):
     place of their running average. It needs evaluations of three others at that step or later.
 
     Args:
-        out: the run folder.
         step: the run continues after this step.
         runs: folders of all runs of the sweep, also of those that have not begun.
     """

@@ -49,7 +49,6 @@ class Shards:
 
     Args:
         root: folder or URL.
-        split: name of the split.
 
     Raises:
         SetrError: not reachable, no such split, or a shard that is missing or truncated.

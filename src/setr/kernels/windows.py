@@ -67,7 +67,6 @@ class View:
     """Merged logits of one scale and flip, computed from top to bottom as rows are requested.
 
     Args:
-        model: see `Model`.
         images: at the view's scale, not flipped.
         protocol: its window, stride and blending are used.
         flip: mirror the image horizontally, and mirror its logits back.

@@ -36,8 +36,6 @@ class Labelbox:
     """Reads exports into `out`; later objects of an image are drawn over earlier ones.
 
     Args:
-        root: the folder.
-        index: its images.
         out: receives the images.
     """
 

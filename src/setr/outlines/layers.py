@@ -71,9 +71,7 @@ class Layers:
     """The GeoJSON files, Shapefiles and GeoPackages of a folder.
 
     Args:
-        root: the folder.
         images: their paths relative to it.
-        index: finds images by name.
         known: class names by id.
         class_key: property that names the class; empty for `CLASS_KEYS`.
     """

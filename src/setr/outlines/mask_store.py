@@ -49,7 +49,6 @@ class MaskStore:
     They stay hidden, for the next call to continue, if the process is interrupted or killed.
 
     Args:
-        root: the folder.
         rules: how outlines become ids.
 
     Raises:

@@ -119,7 +119,6 @@ class _FrameFiles:
     """A folder of files per frame, `000001.png`, …; replaces files of these kinds in it.
 
     Args:
-        folder: the folder.
         kinds: of `kinds.KINDS`.
         at_once: write into the folder as it is, for one that no other run uses.
     """

@@ -81,7 +81,6 @@ class PixelSizes:
     """Square metres of the pixels in a part of a raster, interpolated between measured ones.
 
     Args:
-        geo: its place on the map.
         shape: (h, w) of the part.
         row, column: place of its upper left pixel.
 

@@ -26,7 +26,6 @@ class Packer:
 
     Args:
         storage: the output folder; packs in it that no row of the manifest names are removed.
-        manifest: of the run.
         form: `tar` or `parquet`; `no` writes no packs, only the manifest.
         stem: what the packs' names begin with.
         samples: images per pack.

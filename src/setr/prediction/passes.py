@@ -67,7 +67,6 @@ class Batches:
     """Runs images of one size, together where that is allowed.
 
     Args:
-        predictor: the model.
         batch: images per pass.
         exact: batch only where results stay the same; otherwise every pass has `batch` images,
             padded with black ones.

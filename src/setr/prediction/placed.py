@@ -28,7 +28,6 @@ class PlacedModel:
     """A network, or an exported file, on a device.
 
     Args:
-        model: the network.
         device: `auto` (a GPU if there is one), `cpu`, `cuda`, …
         precision: of its forward pass, also after a move to another device.
 

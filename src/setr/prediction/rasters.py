@@ -31,7 +31,6 @@ class Raster:
     """An open GeoTIFF, read by windows; a context manager.
 
     Args:
-        path: the file.
         bands: numbers of the bands from 1, one for each channel; with three channels, also a
             single one, which is shown as grey. By default the first ones, or of fewer than three
             only the first, with its colour table if it has one and no range is given.
@@ -118,9 +117,7 @@ class RasterWriter:
     The file appears when it is complete; an exception in the block leaves none.
 
     Args:
-        path: the file.
         shape: (H, W).
-        geo: its place on the map.
         kind: of `kinds.RASTER_PICTURES`; says which value is `nodata`, `NODATA`.
         labels: if given, values are class ids, shown in the classes' colours.
     """

@@ -165,7 +165,6 @@ class VideoWriter:
     """A video that appears under its name when complete; its size is that of the first frame.
 
     Args:
-        path: the video.
         rate: frames per second.
         keep: let it appear also after an error or a second Ctrl-C, with the frames so far.
     """

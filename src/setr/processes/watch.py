@@ -48,7 +48,6 @@ class Watch:
 
     Args:
         store: a separate connection to the store of the run.
-        rank: of this process.
         world: number of processes.
         silence: seconds without a heartbeat until the next one counts as lost.
     """

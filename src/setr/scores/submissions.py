@@ -40,7 +40,6 @@ class Submission:
 
     Args:
         server: the test server.
-        path: the zip file.
         labels: the model's classes, which must be the server's.
 
     Raises:

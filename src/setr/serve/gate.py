@@ -70,7 +70,6 @@ class Gate:
     """ASGI layer around the app.
 
     Args:
-        app: the app.
         service: what its routes share.
         keys: API keys.
         hosts: names the server answers to.

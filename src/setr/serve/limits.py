@@ -94,7 +94,6 @@ class Budget:
     """An amount shared by all admitted requests; a request that is alone may exceed it.
 
     Args:
-        most: the amount.
         busy: makes the error of a request that does not fit beside the others.
     """
 

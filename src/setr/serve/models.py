@@ -73,8 +73,6 @@ class Models:
 
     Args:
         sources: `MODEL` or `NAME=MODEL`, as `setr.load` takes them.
-        limits: of the server.
-        options: keywords of `setr.load`.
 
     Raises:
         SetrError: a model that cannot be loaded, or two of one name.

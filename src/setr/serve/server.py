@@ -150,7 +150,6 @@ class Server(uvicorn.Server):
 
     Args:
         app: as `create_app` gives it.
-        limits: of the server.
     """
 
     def __init__(self, app: Gate, limits: Limits) -> None:

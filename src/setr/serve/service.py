@@ -37,12 +37,7 @@ LAST = 5.0
 
 
 class Service:
-    """What the routes share: models, queue, places, threads.
-
-    Args:
-        models: loaded models.
-        limits: of the server.
-    """
+    """What the routes share: models, queue, places, threads."""
 
     def __init__(self, models: Models, limits: Limits) -> None:
         self.models, self.limits = models, limits

@@ -44,10 +44,6 @@ class Best:
     """The best weights so far, saved as a model directory in the run folder.
 
     Args:
-        config: settings of the run.
-        folder: folder of the run.
-        val: validation split.
-        info: stored with the weights.
         device: where the weights are tested.
         weight: (K,) class weights of the loss.
 

@@ -52,10 +52,8 @@ class Run:
     """One training run.
 
     Args:
-        config: settings.
         folder: where everything is written; if it has a state, the run continues from it.
         data: training and validation split, in place of those that the settings name.
-        augment: the user's own augmentation.
 
     Raises:
         SetrError: see `setr.train`.

@@ -39,7 +39,6 @@ class RunFolder:
     """The files of one run.
 
     Args:
-        out: the folder.
         resume: continue from its newest state.
         overwrite: replace the run in it.
         trackers: names of trackers besides the built-in ones.

@@ -18,7 +18,6 @@ class Samples:
     An `on_image` callback of `evaluate_split`.
 
     Args:
-        labels: classes and colours.
         count: number of images to keep.
     """
 

@@ -23,9 +23,7 @@ class Teacher:
 
     Args:
         model: of the same classes and channels as the student.
-        info: its normalisation.
         settings: weight and temperature of the loss.
-        device: of the training.
         dtype: of autocast; None for fp32.
     """
 

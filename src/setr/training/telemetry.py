@@ -21,9 +21,7 @@ class Telemetry:
     """Measures the machine once, and then completes the rates of a log line.
 
     Args:
-        config: settings of the run.
         num_classes: K.
-        device: device of this process.
         dtype: of autocast; None for fp32.
     """
 

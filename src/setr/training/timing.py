@@ -44,7 +44,6 @@ class _Noise:
     """Batches of random pixels, or of stored features of such, on a device.
 
     Args:
-        config: settings of the run.
         model: on the device.
         dtype: of autocast; None for fp32.
     """

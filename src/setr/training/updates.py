@@ -33,7 +33,6 @@ class Updates:
     """Performs optimiser steps.
 
     Args:
-        config: settings of the run.
         parallel: the model, over all processes.
         source: source of the batches.
         optimizer: optimiser of the weights.
