@@ -21,6 +21,7 @@ from setr.layers.dpt import DPT, DPTNeck, reassembled_channels
 from setr.layers.positions import resample_grid
 from setr.weight_files.foreign import convert_foreign
 from tests.conftest import renamed
+from tests.models import assert_converts, assert_learns, assert_same
 
 CLASSES = 5
 TINY = {"embed_dim": 64, "depth": 4, "num_heads": 2}
@@ -172,12 +173,8 @@ def test_decoder_against_plain_operations(size, readout):
 @pytest.mark.parametrize("size", [(32, 32), (33, 47)])
 def test_every_parameter_gets_a_gradient_and_any_size_logits(size):
     model = setr.create_model("dpt_nano", num_classes=CLASSES, img_size=32)
-    output = model(torch.randn(2, 3, *size), with_aux=True)
+    output = assert_learns(model, *size)
     assert output.aux[0].shape[-1] * 2 == output.logits.shape[-1]  # the last fusion but one
-    assert model.eval()(torch.randn(1, 3, *size)).shape == (1, CLASSES, *size)
-    masks = torch.randint(0, CLASSES, (2, *size), dtype=torch.uint8)
-    setr.segmentation_loss(output, masks)["loss"].backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
 def test_sizes_of_the_paper():
@@ -321,9 +318,7 @@ def test_a_checkpoint_of_mmsegmentation(tmp_path):
     torch.save({"state_dict": state, "meta": {}}, tmp_path / "port.pth")
     found, info, report = convert_foreign(tmp_path / "port.pth")
     assert (report.dialect, report.unexpected, report.filled) == ("mmseg", [], [])
-    images = torch.randn(1, 3, 64, 96)  # resamples the positions, too
-    with torch.inference_mode():
-        torch.testing.assert_close(found(images), model(images))
+    assert_same(found, model, 64, 96)  # resamples the positions, too
     assert (info.protocol.short_side, info.protocol.long_side) == (512, 2048)
     assert (info.protocol.window, info.crop_size) == (None, (512, 512))
     assert info.mean == (0.485, 0.456, 0.406)
@@ -336,9 +331,7 @@ def test_a_readout_without_weights_is_read_from_the_recorded_text(tmp_path, read
     meta = {"cfg": f"backbone=dict(num_heads=2), decode_head=dict(readout_type='{readout}')"}
     torch.save({"state_dict": renamed(model, PORT), "meta": meta}, tmp_path / "port.pth")
     found, _, _ = convert_foreign(tmp_path / "port.pth")
-    images = torch.randn(1, 3, 64, 64)
-    with torch.inference_mode():
-        torch.testing.assert_close(found(images), model(images))
+    assert_same(found, model, 64, 64)
 
 
 def test_a_checkpoint_of_the_authors(tmp_path):
@@ -352,11 +345,7 @@ def test_a_checkpoint_of_the_authors(tmp_path):
     torch.save(state, tmp_path / "dpt_large-ade20k.pt")
     found, info, report = convert_foreign(tmp_path / "dpt_large-ade20k.pt")
     assert (report.dialect, report.unexpected) == ("dpt", [])
-    images = torch.randn(1, 3, 64, 96)
-    with torch.inference_mode():
-        ours, theirs = (m(images, with_aux=True) for m in (found, model))
-        torch.testing.assert_close(ours.logits, theirs.logits)
-        torch.testing.assert_close(ours.aux, theirs.aux)
+    assert_same(found, model, 64, 96, aux=True)
     assert (info.mean, info.std, info.protocol.short_side) == ((0.5,) * 3, (0.5,) * 3, 480)
 
 
@@ -392,23 +381,16 @@ def test_a_folder_of_transformers(tmp_path, name, capsys):
     state |= unused("neck.fusion_stage.layers.0.residual_layer1.convolution1")
     state |= {"dpt.layernorm.weight": torch.ones(64), "dpt.pooler.dense.bias": torch.ones(64)}
     folder = write_folder(tmp_path / "dpt", state, CONFIG, name)
-    images = torch.randn(1, 3, 64, 64)
     for source in (folder, folder / name):
         found, info, report = convert_foreign(source)
         assert (report.dialect, report.unexpected) == ("dpt-transformers", [])
-        with torch.inference_mode():
-            ours, theirs = (m(images, with_aux=True) for m in (found, model))
-            torch.testing.assert_close(ours.logits, theirs.logits)
-            torch.testing.assert_close(ours.aux, theirs.aux)
+        assert_same(found, model, 64, 64, aux=True)
         assert info.labels.classes == tuple(CONFIG["id2label"].values())
         assert (info.mean, info.std) == ((0.4, 0.5, 0.6), (0.5,) * 3)
         assert (info.protocol.short_side, info.protocol.window) == (64, None)
-    assert main(["convert", str(folder), "-o", str(tmp_path / "model")]) == OK
+    assert_converts(folder, found, tmp_path / "model")
     assert "dialect dpt-transformers" in capsys.readouterr().out
-    for source in (folder, tmp_path / "model"):
-        again = setr.load(source, device="cpu").model.eval()
-        with torch.inference_mode():
-            torch.testing.assert_close(again(images), found(images))
+    assert_same(setr.load(folder, device="cpu").model.eval(), found, 64, 64)
 
 
 def test_a_repository_of_transformers_is_downloaded(tmp_path, monkeypatch):

@@ -14,8 +14,7 @@ from torch._dynamo.testing import CompileCounter
 
 import setr
 from setr import mask_loss
-from setr.cli import main
-from setr.errors import OK, USAGE, SetrError
+from setr.errors import USAGE, SetrError
 from setr.labels import IGNORE, known_labels
 from setr.layers.mask_classifier import MaskClassifier, MaskOutput, Masks
 from setr.lora import add_lora
@@ -25,6 +24,7 @@ from setr.transforms import base_scale
 from setr.weight_files.foreign import convert_foreign
 from setr.weights import load_weights
 from tests.conftest import renamed
+from tests.models import assert_converts, assert_learns, assert_same
 from tests.test_segmenter import attended, linear, norm, randomised
 
 K, WIDTH, QUERIES, PREFIX = 5, 32, 6, 5
@@ -197,13 +197,10 @@ def test_every_parameter_gets_a_gradient_and_any_size_logits(size, encoder):
                           decoder="eomt", num_classes=K, taps=(3,), img_size=64)  # fmt: skip
     else:
         model = tiny(init_values=0.1)
-    assert model(torch.randn(1, 3, *size)).shape == (1, K, *size)
     model.set_progress(0.3)
-    target = torch.randint(0, K, (2, *size), dtype=torch.uint8)
-    losses = setr.segmentation_loss(model(torch.randn(2, 3, *size), with_aux=True), target)
+    output = assert_learns(model, *size)
+    losses = setr.segmentation_loss(output, torch.zeros(2, *size, dtype=torch.uint8))
     assert set(losses) == {"loss", "main", "aux_1", "aux_2"}
-    losses["loss"].backward()
-    assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
 
 
 def stage(target: Tensor, order: list[int], *, sure: float = 20.0) -> Masks:
@@ -554,17 +551,12 @@ def test_published_checkpoints(tmp_path, capsys, layout):
     torch.save(published(model, layout), path)
     found, info, report = convert_foreign(path, num_heads=2)
     assert (report.dialect, report.unexpected) == ("eomt", [])
-    images = torch.randn(1, 3, 64, 64)
-    with torch.inference_mode():
-        torch.testing.assert_close(found(images), model(images))
+    assert_same(found, model, 64, 64)
     test = info.protocol
     assert (test.window, test.stride, test.short_side) == ((64, 64), (64, 64), 64)
     assert info.mean == (0.485, 0.456, 0.406)
-    assert main(["convert", str(path), "--num-heads", "2", "-o", str(tmp_path / "model")]) == OK
+    assert_converts(path, model, tmp_path / "model", "--num-heads", "2")
     assert "dialect eomt" in capsys.readouterr().out
-    again = setr.load(tmp_path / "model", device="cpu").model.eval()
-    with torch.inference_mode():
-        torch.testing.assert_close(again(images), model(images))
 
 
 def test_the_number_of_classes_names_the_data_set(tmp_path):

@@ -21,6 +21,7 @@ from setr.weight_files.foreign import convert_foreign
 from setr.weight_files.naming import Translation
 from setr.weights import load_weights
 from tests.conftest import renamed
+from tests.models import assert_converts, assert_same
 from tests.test_eomt import written_out
 from tests.test_segmenter import linear, norm, randomised
 
@@ -178,9 +179,7 @@ def test_differences_are_added_to_dinov3(files, layout):
     )
     assert (report.dialect, report.unexpected) == ("eomt", [])
     assert report.loaded == list(found.state_dict())
-    images = torch.randn(1, 3, 64, 48)
-    with torch.inference_mode():
-        torch.testing.assert_close(found(images), model(images), rtol=1e-4, atol=1e-4)
+    assert_same(found, model, 64, 48, rtol=1e-4, atol=1e-4)
     assert info.protocol.window == info.protocol.stride == (512, 512)
     assert info.pretrained == f"{layout}.pth"
 
@@ -202,9 +201,7 @@ def test_a_model_directory_of_both_files(files, capsys):
     assert main([*command, str(folder / "model")]) == OK
     assert "dialect eomt" in capsys.readouterr().out
     again = setr.load(folder / "model", device="cpu").model.eval()
-    images = torch.randn(1, 3, 50, 70)
-    with torch.inference_mode():
-        torch.testing.assert_close(again(images), model(images), rtol=1e-4, atol=1e-4)
+    assert_same(again, model, 50, 70, rtol=1e-4, atol=1e-4)
 
 
 def test_differences_are_never_taken_for_weights(files, capsys):
@@ -274,13 +271,8 @@ def test_a_folder_of_transformers(tmp_path, capsys):
     assert info.protocol.window == (96, 96)
     assert (info.mean, info.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert info.labels.classes == tuple(names.values())
-    images = torch.randn(1, 3, 64, 80)
-    with torch.inference_mode():
-        torch.testing.assert_close(found(images), model(images))
-    assert main(["convert", str(tmp_path), "-o", str(tmp_path / "model")]) == OK
-    again = setr.load(tmp_path / "model", device="cpu").model.eval()
-    with torch.inference_mode():
-        torch.testing.assert_close(again(images), model(images))
+    assert_same(found, model, 64, 80)
+    assert_converts(tmp_path, model, tmp_path / "model")
 
 
 def test_a_file_of_transformers_alone(tmp_path):
@@ -289,9 +281,7 @@ def test_a_file_of_transformers_alone(tmp_path):
     for name in ("config.json", "preprocessor_config.json"):
         (tmp_path / name).unlink()
     found, info, _ = convert_foreign(tmp_path / "model.safetensors", num_heads=HEADS)
-    images = torch.randn(1, 3, 64, 64)
-    with torch.inference_mode():
-        torch.testing.assert_close(found(images), model(images))
+    assert_same(found, model, 64, 64)
     assert info.protocol.window == (512, 512)
     with pytest.raises(SetrError, match=r"pretrained .*is a whole model; leave it out"):
         convert_foreign(tmp_path / "model.safetensors", pretrained="lvd1689m")

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import setr
-from setr.cli import main
-from setr.errors import OK, SetrError
+from setr.errors import SetrError
 from setr.layers import feature_pyramid, joined_convolution
 from setr.layers.feature_pyramid import FeaturePyramidNeck
 from setr.recipes import recipe
 from setr.training.build import build_model
 from setr.weight_files.foreign import convert_foreign
 from tests.conftest import renamed
+from tests.models import assert_converts, assert_learns, assert_same
 from tests.test_upernet import CLASSES, PORT, Weights, conv_bn_relu, randomised
 
 BEIT = "beit_base_patch16_224"
@@ -82,12 +82,8 @@ def test_every_parameter_gets_a_gradient_and_any_size_logits(size):
         "upernet_nano", num_classes=CLASSES, img_size=32, neck="feature2pyramid"
     )
     assert (model.arguments["taps"][2:3], model.arguments["aux_taps"]) == ((4,), (4,))
-    output = model(torch.randn(3, 3, *size), with_aux=True)
+    output = assert_learns(model, *size, images=3, zeros=True)
     assert output.aux[0].shape[-2:] == (-(-size[0] // 8), -(-size[1] // 8))
-    assert model.eval()(torch.randn(1, 3, *size)).shape == (1, CLASSES, *size)
-    masks = torch.randint(0, CLASSES, (3, *size), dtype=torch.uint8)
-    setr.segmentation_loss(output, masks)["loss"].backward()
-    assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
 def test_other_numbers_of_taps_are_refused():
@@ -140,15 +136,8 @@ def test_a_checkpoint_of_mmsegmentation(tmp_path, kind):
     assert (report.dialect, report.unexpected, report.filled) == ("mmseg", [], [])
     assert (found.arguments["taps"], found.arguments["aux_taps"]) == ((4, 6, 8, 12), (8,))
     assert (info.protocol.window, info.protocol.stride) == ((64, 64), (42, 42))
-    images = torch.randn(1, 3, 64, 64)
-    with torch.inference_mode():
-        ours, theirs = found(images, with_aux=True), model(images, with_aux=True)
-        torch.testing.assert_close(ours.logits, theirs.logits)
-        torch.testing.assert_close(ours.aux[0], theirs.aux[0])
-    assert main(["convert", str(path), "-o", str(tmp_path / "model")]) == OK
-    again = setr.load(tmp_path / "model", device="cpu").model.eval()
-    with torch.inference_mode():
-        torch.testing.assert_close(again(images), found(images))
+    assert_same(found, model, 64, 64, aux=True)
+    assert_converts(path, found, tmp_path / "model")
 
 
 # --- transformers ---------------------------------------------------------------------------------
@@ -222,11 +211,7 @@ def test_a_folder_of_transformers(tmp_path, kind, newer):
     assert (report.dialect, report.unexpected) == ("beit-transformers", [])
     assert (found.arguments["taps"], found.arguments["aux_taps"]) == ((2, 4, 6, 10), (6,))
     assert (info.labels.classes, info.mean, info.std) == (("a", "b", "c"), (0.5,) * 3, (0.4,) * 3)
-    images = torch.randn(1, 3, 80, 50)
-    with torch.inference_mode():
-        ours, theirs = found(images, with_aux=True), model(images, with_aux=True)
-        torch.testing.assert_close(ours.logits, theirs.logits)
-        torch.testing.assert_close(ours.aux[0], theirs.aux[0])
+    assert_same(found, model, 80, 50, aux=True)
 
 
 def test_an_encoder_of_transformers(tmp_path):

@@ -13,13 +13,12 @@ from setr.config import ModelConfig
 from setr.encoder import Encoder
 from setr.explain import attention_maps, position_similarity
 from setr.exporting.graphs import Graph, trace
-from setr.hub import ModelInfo, from_pretrained, save_pretrained
-from setr.labels import Labels
 from setr.lora import add_lora
 from setr.model import SETR, create_model
 from setr.training.build import _note_other_normalisation
 from setr.training.complexity import forward_flops
 from setr.weights import load_weights
+from tests.models import assert_comes_back
 from tests.test_other_vits import randomised
 
 NAMES = ["gemma4_vit_167m_enc", "gemma4_vit_570m_enc"]
@@ -125,12 +124,7 @@ def test_it_trains_and_recomputes_and_is_near_in_bf16(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_saved_model_is_the_same(name, tmp_path):
     """Also without weights, where timm's limits are infinite and files must not be."""
-    model = randomised(ours(name))
-    save_pretrained(tmp_path, model, ModelInfo(labels=Labels(("a", "b", "c"))))
-    again, _ = from_pretrained(tmp_path)
-    images = torch.randn(1, 3, 50, 70)
-    with torch.inference_mode():
-        assert torch.equal(again.eval()(images), model(images))
+    assert_comes_back(randomised(ours(name)), tmp_path)
 
 
 @torch.inference_mode()

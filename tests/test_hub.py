@@ -35,6 +35,7 @@ from setr.training.named_config import named_config
 from setr.weight_files.licences import offered_licence, weights_licence
 from setr.weight_files.pretrained import load_encoder, require_weights
 from tests.conftest import tiny_config, tiny_model
+from tests.models import assert_comes_back
 
 INFO = ModelInfo(
     labels=Labels(("road", "sky", "car", "tree", "sign"), label_map={0: 255, 1: 0, 7: 4}),
@@ -368,12 +369,7 @@ def test_hybrid_and_baselines_come_back(tmp_path, name):
     if name == "hybrid_base":
         arguments = {"resnet": "resnet10t", "img_size": (64, 96), "channels": 8,
                      "encoder_args": {"embed_dim": 32, "depth": 2, "num_heads": 2}}  # fmt: skip
-    model = create_model(name, num_classes=5, **arguments).eval()
-    save_pretrained(tmp_path / "m", model, INFO)
-    again, _ = from_pretrained(tmp_path / "m")
-    images = torch.randn(1, 3, 50, 70)
-    with torch.inference_mode():
-        assert torch.equal(model(images), again(images))
+    assert_comes_back(create_model(name, num_classes=5, **arguments), tmp_path)
 
 
 def test_plain_info_makes_a_card_too(tmp_path):

@@ -17,14 +17,13 @@ from setr.encoder import Encoder
 from setr.errors import USAGE, SetrError, UsageError
 from setr.explain import attention_maps, attention_rollout, layer_features, position_similarity
 from setr.exporting.graphs import Graph, trace
-from setr.hub import ModelInfo, from_pretrained, save_pretrained
-from setr.labels import Labels
 from setr.layers.antialiased import bilinear_weights
 from setr.lora import add_lora
 from setr.model import SETR, create_model
 from setr.training.complexity import forward_flops
 from setr.training.optim import build_optimizer
 from setr.weight_files.flexible_layouts import plain_names
+from tests.models import assert_comes_back, assert_near_in_bf16, assert_pads_with_zeros
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 RADIO = "naflexvit_base_patch16_radio_v3"
@@ -155,9 +154,7 @@ def test_relative_tables_of_other_grids_are_resampled_bilinearly():
 
 @pytest.mark.parametrize("name", KINDS)
 def test_odd_sizes_are_padded_with_zeros(name):
-    encoder, images = pair(name, **KINDS[name])[0], torch.randn(1, 3, 50, 70)
-    padded = F.pad(images, (0, 10, 0, 14))
-    assert all(map(torch.equal, encoder(images), encoder(padded)))
+    assert_pads_with_zeros(pair(name, **KINDS[name])[0])
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -202,13 +199,7 @@ def test_recomputed_gradients_and_fast_products_are_the_same(name, onednn):
 
 @pytest.mark.parametrize("name", FEW)
 def test_bf16_is_near_fp32(name):
-    model = randomised(model_with(name, "linear_nano", **KINDS[name]))
-    images = torch.randn(1, 3, 64, 90)
-    with torch.inference_mode():
-        exact = model(images)
-        with torch.autocast("cpu", torch.bfloat16):
-            rough = model(images)
-    assert (rough - exact).abs().max() < 0.06 * exact.abs().max()
+    assert_near_in_bf16(randomised(model_with(name, "linear_nano", **KINDS[name])), 0.06)
 
 
 def test_angles_have_no_weight_decay_and_frozen_blocks_keep_theirs():
@@ -374,12 +365,7 @@ def test_positions_can_be_compared_also_factorised_or_of_a_large_grid():
 
 @pytest.mark.parametrize("name", FEW)
 def test_a_saved_model_is_the_same(name, tmp_path):
-    model = randomised(model_with(name, **KINDS[name]))
-    save_pretrained(tmp_path, model, ModelInfo(labels=Labels(("a", "b", "c"))))
-    again, _ = from_pretrained(tmp_path)
-    images = torch.randn(1, 3, 50, 70)
-    with torch.inference_mode():
-        assert torch.equal(again.eval()(images), model(images))
+    assert_comes_back(randomised(model_with(name, **KINDS[name])), tmp_path)
 
 
 @pytest.mark.parametrize("name", FEW)

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import setr
-from setr.cli import main
-from setr.errors import OK, USAGE, SetrError
+from setr.errors import USAGE, SetrError
 from setr.labels import known_labels
 from setr.layers.mask_transformer import MaskTransformer
 from setr.weight_files.foreign import convert_foreign
 from setr.weight_files.published import segmenter_labels, segmenter_test
 from tests.conftest import renamed
+from tests.models import assert_converts, assert_learns, assert_same
 
 WIDTH, CLASSES = 64, 5
 
@@ -83,12 +83,7 @@ def test_masks_are_cosines_between_patches_and_classes():
 @pytest.mark.parametrize("size", [(32, 32), (33, 47)])
 def test_every_parameter_gets_a_gradient_and_any_size_logits(size):
     model = setr.create_model("segmenter_nano", num_classes=CLASSES, img_size=32)
-    output = model(torch.randn(2, 3, *size), with_aux=True)
-    assert output.aux == []
-    assert model(torch.randn(1, 3, *size)).shape == (1, CLASSES, *size)
-    masks = torch.randint(0, CLASSES, (2, *size), dtype=torch.uint8)
-    setr.segmentation_loss(output, masks)["loss"].backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    assert assert_learns(model, *size).aux == []
 
 
 def test_class_tokens_begin_apart():
@@ -157,17 +152,12 @@ def test_a_checkpoint_of_the_authors(tmp_path, capsys):
     assert (report.dialect, report.unexpected) == ("segmenter", [])
     expected = own("segmenter", norm_eps=1e-5)
     expected.decoder.norm.eps = 1e-5
-    images = torch.randn(1, 3, 64, 64)
-    with torch.inference_mode():
-        torch.testing.assert_close(model(images), expected(images))
+    assert_same(model, expected, 64, 64)
     assert model.arguments["pos_interp"] == "bilinear"
     assert (info.mean, info.std) == ((0.5,) * 3, (0.5,) * 3)
     assert (info.protocol.window, info.protocol.stride) == ((64, 64), (42, 42))
-    assert main(["convert", str(path), "-o", str(tmp_path / "model")]) == OK
+    assert_converts(path, model, tmp_path / "model")
     assert "dialect segmenter" in capsys.readouterr().out
-    again = setr.load(tmp_path / "model", device="cpu").model.eval()
-    with torch.inference_mode():
-        torch.testing.assert_close(again(images), model(images))
 
 
 @pytest.mark.parametrize("decoder", ["segmenter", "linear"])
@@ -186,9 +176,7 @@ def test_a_checkpoint_of_mmsegmentation(tmp_path, decoder):
     found, info, report = convert_foreign(path)
     assert (report.dialect, report.unexpected) == ("mmseg", [])
     assert len(report.filled) == 1 + len(filled)
-    images = torch.randn(1, 3, 64, 64)
-    with torch.inference_mode():
-        torch.testing.assert_close(found(images), model(images))
+    assert_same(found, model, 64, 64)
     assert (info.mean, info.protocol.stride) == ((0.5,) * 3, (32, 32))
     assert (info.protocol.short_side, info.protocol.long_side) == (64, 256)
 

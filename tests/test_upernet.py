@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import setr
-from setr.cli import main
-from setr.errors import OK, USAGE, SetrError
+from setr.errors import USAGE, SetrError
 from setr.layers import joined_convolution
 from setr.layers.joined_convolution import JoinedConv, average_grid, halve
 from setr.layers.upernet import UPerHead, UPerNeck
@@ -20,6 +19,7 @@ from setr.recipes import list_recipes, recipe
 from setr.training.build import build_model
 from setr.weight_files.foreign import convert_foreign
 from tests.conftest import renamed
+from tests.models import assert_converts, assert_learns, assert_same
 
 WIDTH, CLASSES = 64, 5
 Weights = dict[str, Tensor]
@@ -153,13 +153,8 @@ def test_taps_of_any_resize():
 @pytest.mark.parametrize("size", [(64, 64), (33, 47), (5, 9)])
 def test_every_parameter_gets_a_gradient_and_any_size_logits(neck, size):
     model = setr.create_model("upernet_nano", num_classes=CLASSES, img_size=32, neck=neck)
-    output = model(torch.randn(3, 3, *size), with_aux=True)
+    output = assert_learns(model, *size, images=3, zeros=True)
     assert len(output.aux) == 1
-    assert model.eval()(torch.randn(1, 3, *size)).shape == (1, CLASSES, *size)
-    masks = torch.randint(0, CLASSES, (3, *size), dtype=torch.uint8)
-    setr.segmentation_loss(output, masks)["loss"].backward()
-    missing = [n for n, p in model.named_parameters() if p.grad is None]
-    assert missing == []
 
 
 def test_a_batch_of_one_trains_and_keeps_statistics_finite():
@@ -278,19 +273,12 @@ def test_a_checkpoint_of_mmsegmentation(tmp_path, capsys, neck, patch_bias):
     found, info, report = convert_foreign(path)
     assert (report.dialect, report.unexpected, len(report.filled)) == ("mmseg", [], not patch_bias)
     assert (found.arguments["taps"], found.arguments["aux_taps"]) == ((3, 6, 9, 12), (12,))
-    images = torch.randn(1, 3, 64, 90)
-    with torch.inference_mode():
-        ours, theirs = found(images, with_aux=True), model(images, with_aux=True)
-        torch.testing.assert_close(ours.logits, theirs.logits)
-        torch.testing.assert_close(ours.aux[0], theirs.aux[0])
+    assert_same(found, model, 64, 90, aux=True)
     assert (info.mean[0], info.protocol.window) == (0.485, None)
     assert (info.protocol.short_side, info.protocol.long_side) == (64, 256)
     assert "UPerNet converted from port.pth" in info.recipe
-    assert main(["convert", str(path), "-o", str(tmp_path / "model")]) == OK
+    assert_converts(path, found, tmp_path / "model")
     assert "dialect mmseg" in capsys.readouterr().out
-    again = setr.load(tmp_path / "model", device="cpu").model.eval()
-    with torch.inference_mode():
-        torch.testing.assert_close(again(images), found(images))
 
 
 def test_a_cut_checkpoint_is_named(tmp_path):

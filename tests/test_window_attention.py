@@ -18,18 +18,16 @@ from setr.config import OptimConfig
 from setr.encoder import Encoder
 from setr.errors import USAGE, SetrError
 from setr.explain import attention_maps, attention_rollout, layer_features, position_similarity
-from setr.hub import from_pretrained, save_pretrained
-from setr.labels import Labels
 from setr.layers.attention import attention
 from setr.layers.timm_vit import list_encoders
 from setr.lora import add_lora
 from setr.model import SETR, create_model
-from setr.model_info import ModelInfo
 from setr.recipes import recipe
 from setr.training.build import build_model
 from setr.training.optim import build_optimizer
 from setr.weight_files.licences import offered_licence, weights_licence
 from setr.weights import load_weights
+from tests.models import assert_comes_back, assert_near_in_bf16, assert_pads_with_zeros
 from tests.test_other_vits import randomised
 
 NAME = "samvit_base_patch16"
@@ -119,9 +117,7 @@ def test_a_score_has_the_vectors_of_its_offsets():
 
 
 def test_odd_sizes_are_padded_with_zeros():
-    encoder, images = pair()[0], torch.randn(1, 3, 50, 70)
-    padded = F.pad(images, (0, 10, 0, 14))
-    assert all(map(torch.equal, encoder(images), encoder(padded)))
+    assert_pads_with_zeros(pair()[0])
 
 
 @torch.no_grad()
@@ -236,12 +232,7 @@ def test_blocks_freeze_and_lora_trains_their_attention():
 
 
 def test_bf16_is_near_fp32():
-    model, images = randomised(tiny()), torch.randn(1, 3, 64, 90)
-    with torch.no_grad():
-        exact = model(images)
-        with torch.autocast("cpu", torch.bfloat16):
-            rough = model(images)
-    assert (rough - exact).abs().max() < 0.05 * exact.abs().max()
+    assert_near_in_bf16(randomised(tiny()), 0.05)
 
 
 def test_the_run_says_nothing_of_normalisation_for_sa1b(capsys, tmp_path):
@@ -315,8 +306,7 @@ def test_copies_and_model_directories_compute_the_same(tmp_path):
     expected = model(images)
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(copied(images), expected)
-    save_pretrained(tmp_path / "m", model, ModelInfo(labels=Labels(classes=("a", "b", "c"))))
-    assert torch.equal(from_pretrained(tmp_path / "m")[0].eval()(images), expected)
+    assert_comes_back(model, tmp_path)
 
 
 def test_copies_hold_no_index_of_pairs():
