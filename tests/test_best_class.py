@@ -24,7 +24,7 @@ def smooth(B: int, K: int, h: int, w: int, dtype: torch.dtype = torch.float32) -
     return F.interpolate(coarse, (h, w), mode="bicubic").to(dtype)
 
 
-def test_best_class_takes_the_first_of_equals() -> None:
+def test_best_class_takes_the_first_of_equals():
     scores = torch.randint(0, 6, (2, 9, 5, 7), generator=torch.Generator().manual_seed(0)).float()
     best, ids = best_class(scores)
     assert ids.dtype == torch.uint8
@@ -44,7 +44,7 @@ def test_best_class_takes_the_first_of_equals() -> None:
         ((1, 1, 2, 2), (32, 32), (32, 32)),
     ],
 )
-def test_classes_without_resizing_all_scores(shape, padded, size, dtype, monkeypatch) -> None:
+def test_classes_without_resizing_all_scores(shape, padded, size, dtype, monkeypatch):
     """Some class of the largest score of each pixel, but for rounding."""
     monkeypatch.setattr(module, "BLOCK_BYTES", 3000)  # several blocks of logits and of pixels
     monkeypatch.setattr(module, "UNSURE", 1.0)
@@ -58,14 +58,14 @@ def test_classes_without_resizing_all_scores(shape, padded, size, dtype, monkeyp
     assert (scores.amax(dim=1) - found).max() < 1e-5
 
 
-def test_resizing_all_where_that_is_as_quick() -> None:
+def test_resizing_all_where_that_is_as_quick():
     noise = torch.rand(1, 9, 20, 20, generator=torch.Generator().manual_seed(0))
     assert best_upsampled(noise, (40, 40), (40, 40)) is None
     assert best_upsampled(smooth(1, 9, 40, 40), (40, 40), (40, 40)) is None
 
 
 @pytest.mark.parametrize("protocol", [Protocol(), Protocol(window=(64, 64), stride=(48, 48))])
-def test_masks_with_and_without_confidence_agree(protocol, monkeypatch) -> None:
+def test_masks_with_and_without_confidence_agree(protocol, monkeypatch):
     """Only an image that is one window goes the short way."""
     logits, calls = smooth(1, 9, 32, 40), []
 
@@ -89,14 +89,14 @@ def test_masks_with_and_without_confidence_agree(protocol, monkeypatch) -> None:
     assert len(calls) == (protocol.window is None)
 
 
-def test_nan_scores_are_an_error() -> None:
+def test_nan_scores_are_an_error():
     broken = torch.full((1, 4, 8, 8), float("nan"))
     for call in (lambda: best_class(broken), lambda: best_upsampled(broken, (16, 16), (16, 16))):
         with pytest.raises(SetrError, match="not numbers"):
             call()
 
 
-def test_infinite_scores_are_an_error() -> None:
+def test_infinite_scores_are_an_error():
     """As logits that overflow fp16; their probability would be no number."""
     broken = torch.zeros(1, 4, 8, 8)
     broken[0, 1, 2, 3] = float("inf")

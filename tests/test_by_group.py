@@ -58,7 +58,7 @@ def matrix(prediction: list[int], truth: list[int]) -> np.ndarray:
     return counts[:2].numpy()
 
 
-def test_a_group_counts_once_whatever_its_images() -> None:
+def test_a_group_counts_once_whatever_its_images():
     groups = Groups.by_name(["images/a_1.png", "images/a_2.png", "images/b_1.png"], PATTERN)
     assert (groups.names, groups.of_image) == (("a", "b"), (0, 0, 1))
     counts = GroupCounts(groups, 2)
@@ -75,7 +75,7 @@ def test_a_group_counts_once_whatever_its_images() -> None:
     assert found["iou"]["lesion"]["mean"] == pytest.approx(3 / 5 / 2)
 
 
-def test_a_class_that_a_group_lacks_has_no_dice_there() -> None:
+def test_a_class_that_a_group_lacks_has_no_dice_there():
     groups = Groups.by_name(["a_1", "b_1", "c_1"], "*_{any}")
     counts = GroupCounts(groups, 2)
     counts.update(0, matrix([1, 0], [1, 0]))
@@ -87,7 +87,7 @@ def test_a_class_that_a_group_lacks_has_no_dice_there() -> None:
     assert GroupCounts(groups, 2).summary(CLASSES)["dice"]["lesion"]["mean"] is None
 
 
-def test_groups_of_one_image_have_the_intervals_of_images() -> None:
+def test_groups_of_one_image_have_the_intervals_of_images():
     names = [f"{i:02d}" for i in range(12)]
     cards = Scorecard(CLASSES), Scorecard(CLASSES, groups=Groups.by_name(names, "*"))
     rng = np.random.default_rng(0)
@@ -100,7 +100,7 @@ def test_groups_of_one_image_have_the_intervals_of_images() -> None:
     assert grouped == single
 
 
-def test_the_interval_of_a_mean_is_that_of_drawing_with_replacement() -> None:
+def test_the_interval_of_a_mean_is_that_of_drawing_with_replacement():
     values = np.random.default_rng(1).normal(0.7, 0.1, 40)
     low, high = mean_interval(values) or (0, 0)
     spread = values.std() / np.sqrt(40)
@@ -109,7 +109,7 @@ def test_the_interval_of_a_mean_is_that_of_drawing_with_replacement() -> None:
     assert mean_interval(values[:1]) is None
 
 
-def test_models_are_compared_over_groups() -> None:
+def test_models_are_compared_over_groups():
     groups = Groups.by_name([f"{i}_0" for i in range(10)], "*_{any}")
     better, worse = GroupCounts(groups, 2), GroupCounts(groups, 2)
     for i in range(10):
@@ -130,9 +130,7 @@ def test_models_are_compared_over_groups() -> None:
         ("images/{any}_{any}", r"all images are in one group; it takes two or more"),
     ],
 )
-def test_a_pattern_that_fits_nothing_is_refused_before_the_test(
-    scans: Path, capsys: pytest.CaptureFixture[str], pattern: str, message: str
-) -> None:
+def test_a_pattern_that_fits_nothing_is_refused_before_the_test(scans, capsys, pattern, message):
     with pytest.raises(SetrError, match=message):
         evaluate(scans / "one", scans / "data", group_by=pattern)
     arguments = ["eval", str(scans / "one"), str(scans / "data"), "--group-by", pattern]
@@ -141,9 +139,7 @@ def test_a_pattern_that_fits_nothing_is_refused_before_the_test(
     assert "--group-by" in capsys.readouterr().err
 
 
-def test_the_command_writes_and_compares_groups(
-    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_writes_and_compares_groups(scans, tmp_path, capsys):
     words = ["eval", str(scans / "one"), str(scans / "data"), "--workers", "0", "-o", str(tmp_path)]
     compared = [*words, "--group-by", PATTERN, "--compare", str(scans / "two")]
     assert main(compared) == OK
@@ -175,7 +171,7 @@ def test_the_command_writes_and_compares_groups(
     assert not (tmp_path / "groups.csv").exists()
 
 
-def test_two_processes_give_the_groups_and_thresholds_of_one(scans: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_groups_and_thresholds_of_one(scans, tmp_path):
     single = evaluate(scans / "one", scans / "data", group_by=PATTERN)
     assert single["thresholds"]["class"] == "lesion"
     for several in by_two_processes(scans, tmp_path, group_by=PATTERN):
@@ -183,9 +179,7 @@ def test_two_processes_give_the_groups_and_thresholds_of_one(scans: Path, tmp_pa
             assert several[key] == json.loads(json.dumps(single[key]))
 
 
-def test_label_images_are_scored_by_group(
-    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_label_images_are_scored_by_group(scans, tmp_path, capsys):
     labels = scans / "data" / "labels"
     words = ["score", str(labels), str(labels), "--num-classes", "2", "--group-by", "*_{any}"]
     assert main(words) == OK

@@ -84,9 +84,7 @@ class _Stream:
     device = torch.device("cuda", 0)
 
 
-def test_a_recording_that_breaks_off_leaves_torch_as_it_was(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_recording_that_breaks_off_leaves_torch_as_it_was(monkeypatch):
     gpu = _GPU(monkeypatch)
     gpu.breaks = True
     with pytest.raises(RuntimeError, match="previous error"):  # noqa: SIM117
@@ -96,7 +94,7 @@ def test_a_recording_that_breaks_off_leaves_torch_as_it_was(
     assert "pool" not in gpu.pools
 
 
-def test_so_does_one_that_ends_because_of_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_so_does_one_that_ends_because_of_its_work(monkeypatch):
     """As where memory runs out: torch ends the recording in order then, and once is enough."""
     gpu = _GPU(monkeypatch)
     with pytest.raises(torch.OutOfMemoryError):  # noqa: SIM117
@@ -105,7 +103,7 @@ def test_so_does_one_that_ends_because_of_its_work(monkeypatch: pytest.MonkeyPat
     assert gpu.used() == ("own", [], False)
 
 
-def test_a_recording_on_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recording_on_its_stream(monkeypatch):
     gpu, stream = _GPU(monkeypatch), _Stream()
     with capture.capture(torch.cuda.CUDAGraph(), "pool", stream):
         assert gpu.stream is stream
@@ -116,7 +114,7 @@ def test_a_recording_on_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "encoder", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3", "samvit_base_patch16"]
 )
-def test_a_pass_stays_on_its_device(encoder: str) -> None:
+def test_a_pass_stays_on_its_device(encoder):
     with torch.device("meta"):
         model = create_model("setr_pup_nano", num_classes=5, encoder=encoder, img_size=32,
                              encoder_args={"drop_path_rate": 0.2}).eval()  # fmt: skip
@@ -129,13 +127,13 @@ def test_a_pass_stays_on_its_device(encoder: str) -> None:
         sum(logits.float().sum() for logits in (output.logits, *output.aux)).backward()
 
 
-def test_what_leaves_the_device_is_refused_before_it_is_recorded() -> None:
+def test_what_leaves_the_device_is_refused_before_it_is_recorded():
     for mode in (torch.inference_mode(), torch.enable_grad()):
         with mode, pytest.raises(RuntimeError, match="cannot be recorded"), capture.Staying():
             torch.zeros(3).to("meta")
 
 
-def test_values_are_not_waited_for() -> None:
+def test_values_are_not_waited_for():
     x = torch.ones(3)
     waits = [
         lambda: x[0].item(),
@@ -152,7 +150,7 @@ def test_values_are_not_waited_for() -> None:
         assert x[torch.tensor([0, 2])].shape == (2,)
 
 
-def test_compiled_functions_run_eagerly_inside_and_stay_compiled() -> None:
+def test_compiled_functions_run_eagerly_inside_and_stay_compiled():
     compiled_calls = []
 
     def backend(graph: Any, _: Any) -> Any:

@@ -52,7 +52,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_figures_equal_the_plain_computation(runs: Path) -> None:
+def test_figures_equal_the_plain_computation(runs):
     figures = evaluate(str(runs / "one"), runs / "data", split="test")
     predictor = setr.load(runs / "one", precision="fp32", device="cpu")
     dataset = open_dataset(str(runs / "data"), "test")
@@ -73,7 +73,7 @@ def test_figures_equal_the_plain_computation(runs: Path) -> None:
     assert evaluate(predictor, dataset)["miou"] == figures["miou"]
 
 
-def test_named_protocol_and_absent_rule(runs: Path) -> None:
+def test_named_protocol_and_absent_rule(runs):
     paper = evaluate(runs / "one", runs / "data", protocol="paper-ms")
     assert "window 32x32, stride 22x22" in paper["protocol"]
     assert "flip" in paper["protocol"]
@@ -101,7 +101,7 @@ def by_two_processes(root: Path, out: Path, **options: Any) -> list[dict[str, An
     return [json.loads((out / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def test_two_processes_give_the_bits_of_one(runs: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_bits_of_one(runs, tmp_path):
     """Five images, so that the shares differ; one of them, of the second process, broken."""
     shutil.copytree(runs / "one", tmp_path / "one")
     data = write_scene_folders(tmp_path / "data", {"test": 5})
@@ -113,7 +113,7 @@ def test_two_processes_give_the_bits_of_one(runs: Path, tmp_path: Path) -> None:
         assert several == {k: v for k, v in single.items() if k != "seconds"}
 
 
-def test_detailed_figures_are_there(runs: Path) -> None:
+def test_detailed_figures_are_there(runs):
     figures = evaluate(runs / "one", runs / "data", split="test")
     low, high = figures["intervals"]["miou"]
     assert low <= figures["miou"] <= high
@@ -126,7 +126,7 @@ def test_detailed_figures_are_there(runs: Path) -> None:
     assert plain["miou"] == figures["miou"]
 
 
-def test_gallery_keeps_the_extremes(runs: Path, tmp_path: Path) -> None:
+def test_gallery_keeps_the_extremes(runs, tmp_path):
     gallery = Gallery(shown=2)
     evaluate(runs / "one", runs / "data", split="test", on_image=gallery)
     mious = [row[1] for row in gallery.rows.values()]
@@ -139,9 +139,7 @@ def test_gallery_keeps_the_extremes(runs: Path, tmp_path: Path) -> None:
     assert float(rows[0]["miou"]) == pytest.approx(gallery.rows[0][1])
 
 
-def test_images_of_one_file_name_are_told_apart(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_images_of_one_file_name_are_told_apart(runs, tmp_path, capsys):
     for kind in ("images", "labels"):
         for number, folder in enumerate("ab"):
             (tmp_path / kind / "val" / folder).mkdir(parents=True)
@@ -159,9 +157,7 @@ def run(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, st
     return code, *capsys.readouterr()
 
 
-def test_command_writes_everything(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_command_writes_everything(runs, tmp_path, capsys):
     out = tmp_path / "out"
     code, text, errors = run(
         capsys, runs / "one", runs / "data", "--split", "test", "--multi-scale", "--json", "-o", out
@@ -186,23 +182,14 @@ def test_command_writes_everything(
         (["--scales", 1, 0.5, "--flip"], "scales 1, 0.5; flip; whole image", "multi"),
     ],
 )  # fmt: skip
-def test_command_protocols(
-    runs: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture,
-    options: list,
-    described: str,
-    key: str,
-) -> None:
+def test_command_protocols(runs, tmp_path, capsys, options, described, key):
     code, text, _ = run(capsys, runs / "one", runs / "data", *options, "--json", "-o", tmp_path)
     assert code == OK
     assert described in json.loads(text)[f"{key}_scale"]["protocol"]
 
 
 @pytest.mark.parametrize("options", [["--protocol", "whole"], ["--protocol", "mmseg-ss"], []])
-def test_command_also_tests_with_several_scales(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str]
-) -> None:
+def test_command_also_tests_with_several_scales(runs, tmp_path, capsys, options):
     arguments = [runs / "one", runs / "data", *options, "--multi-scale", "--no-detailed"]
     code, text, _ = run(capsys, *arguments, "--json", "-o", tmp_path)
     assert code == OK
@@ -212,9 +199,7 @@ def test_command_also_tests_with_several_scales(
     assert "scales" not in figures["single_scale"]["protocol"]
 
 
-def test_command_without_the_detailed_figures(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_command_without_the_detailed_figures(runs, tmp_path, capsys):
     arguments = [runs / "one", runs / "data", "-o", tmp_path, "--compare", runs / "two"]
     assert run(capsys, *arguments)[0] == OK
     whole = json.loads((tmp_path / "metrics.json").read_text())
@@ -231,7 +216,7 @@ def test_command_without_the_detailed_figures(
     ]  # fmt: skip
 
 
-def test_precision_of_builds_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_of_builds_without_onednn(monkeypatch):
     """Wheels for macOS on ARM lack the operator that tells whether bf16 is fast."""
     cpu, question = torch.device("cpu"), "_is_mkldnn_bf16_supported"
     asked: list[int] = []
@@ -248,7 +233,7 @@ def test_precision_of_builds_without_onednn(monkeypatch: pytest.MonkeyPatch) -> 
         autocast_dtype("bf16", cpu)
 
 
-def test_command_compares_models(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_command_compares_models(runs, tmp_path, capsys):
     arguments = [runs / "one", runs / "data", "--split", "test", "-o", tmp_path]
     code, text, _ = run(capsys, *arguments, "--compare", runs / "two")
     assert code == OK
@@ -262,9 +247,7 @@ def test_command_compares_models(runs: Path, tmp_path: Path, capsys: pytest.Capt
     assert run(capsys, *arguments, "--compare", runs / "one")[0] == USAGE
 
 
-def test_a_place_where_nothing_can_be_written_is_refused_before_the_test(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_place_where_nothing_can_be_written_is_refused_before_the_test(runs, tmp_path, capsys):
     (tmp_path / "file").touch()
     (tmp_path / "dead").symlink_to("gone")
     for name, message in (("file/x", "Not a directory"), ("dead", "leads nowhere")):
@@ -274,17 +257,13 @@ def test_a_place_where_nothing_can_be_written_is_refused_before_the_test(
         assert "eval " not in errors
 
 
-def test_the_figures_of_a_training_are_not_replaced_by_those_of_a_test(
-    runs: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_figures_of_a_training_are_not_replaced_by_those_of_a_test(runs, capsys):
     code, _, errors = run(capsys, runs / "one", runs / "data", "-o", runs / "two")
     assert code == USAGE
     assert "two: holds a model, whose own metrics.json" in errors
 
 
-def test_the_figures_are_printed_though_the_disk_is_full(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_figures_are_printed_though_the_disk_is_full(runs, tmp_path, capsys, monkeypatch):
     def full(path: Path, data: bytes, **_: object) -> None:
         raise SetrError(f"{path}: cannot write: No space left on device")
 
@@ -296,9 +275,7 @@ def test_the_figures_are_printed_though_the_disk_is_full(
     assert "No space left" in errors
 
 
-def test_a_truncated_image_is_named_and_counted(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_truncated_image_is_named_and_counted(runs, tmp_path, capsys):
     data = write_scene_folders(tmp_path / "data", {"val": 3})
     broken = data / "images" / "val" / "scene_001.png"
     broken.write_bytes(broken.read_bytes()[:900])
@@ -311,9 +288,7 @@ def test_a_truncated_image_is_named_and_counted(
     assert "scene_001.png" in (tmp_path / "report.html").read_text()
 
 
-def test_a_mirrored_test_is_of_one_scale(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_mirrored_test_is_of_one_scale(runs, tmp_path, capsys):
     arguments = [runs / "one", runs / "data", "--no-detailed", "--json", "-o", tmp_path]
     code, text, _ = run(capsys, *arguments, "--flip", "--multi-scale")
     assert code == OK
@@ -333,9 +308,7 @@ def test_a_mirrored_test_is_of_one_scale(
         assert "--multi-scale has scales of its own" in errors
 
 
-def test_every_scale_of_compared_models_is_shown(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_every_scale_of_compared_models_is_shown(runs, tmp_path, capsys):
     options = ["-o", tmp_path, "--compare", runs / "two", "--multi-scale"]
     code, text, _ = run(capsys, runs / "one", runs / "data", *options)
     assert code == OK
@@ -354,9 +327,7 @@ def test_every_scale_of_compared_models_is_shown(
     assert page.count("this model, multi scale") == 1
 
 
-def test_an_image_that_would_be_enlarged_too_far_is_named_and_counted(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_an_image_that_would_be_enlarged_too_far_is_named_and_counted(runs, tmp_path, capsys):
     data = write_scene_folders(tmp_path / "data", {"val": 2})
     for kind, shape in (("images", (1, 3000, 3)), ("labels", (1, 3000))):
         cv2.imwrite(str(data / kind / "val" / "scene_000.png"), np.zeros(shape, np.uint8))
@@ -375,9 +346,7 @@ def one_line(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, st
     return code, line
 
 
-def test_other_classes_are_refused(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_other_classes_are_refused(runs, tmp_path, capsys):
     data = write_scene_folders(tmp_path / "data", {"val": 1})
     names = list(scenes.CLASSES)
     (data / "data.yaml").write_text(f"classes: [{', '.join([*names, 'more'])}]\n")
@@ -389,9 +358,7 @@ def test_other_classes_are_refused(
     assert (code, "class 0 is 'sky' in the model but 'hill'" in line) == (DATA_CHECK_FAILED, True)
 
 
-def test_data_without_labels_or_images(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_data_without_labels_or_images(runs, tmp_path, capsys):
     data = write_scene_folders(tmp_path / "data", {"val": 2})
     for mask in (data / "labels" / "val").iterdir():
         mask.unlink()
@@ -403,7 +370,7 @@ def test_data_without_labels_or_images(
     assert (code, "no such file or folder" in line) == (USAGE, True)
 
 
-def test_empty_split_and_nothing_readable(runs: Path, tmp_path: Path) -> None:
+def test_empty_split_and_nothing_readable(runs, tmp_path):
     predictor = setr.load(runs / "one")
     dataset = open_dataset(str(runs / "data"), "test")
     with pytest.raises(SetrError, match="has no images"):
@@ -414,7 +381,7 @@ def test_empty_split_and_nothing_readable(runs: Path, tmp_path: Path) -> None:
         evaluate(predictor, str(data))
 
 
-def test_broken_weights_are_an_error_not_a_figure(runs: Path) -> None:
+def test_broken_weights_are_an_error_not_a_figure(runs):
     model = tiny_model("naive", num_classes=9)
     with torch.no_grad():
         next(iter(model.decoder.parameters())).fill_(float("nan"))
@@ -423,9 +390,7 @@ def test_broken_weights_are_an_error_not_a_figure(runs: Path) -> None:
         evaluate_split(model, ModelInfo(labels=scenes.LABELS), dataset)
 
 
-def test_images_tested_together_have_the_figures_of_each(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_tested_together_have_the_figures_of_each(runs, tmp_path, monkeypatch):
     data = write_scene_folders(tmp_path / "data", {"val": 7})
     (data / "images" / "val" / "scene_002.png").write_bytes(b"")
     wide = data / "images" / "val" / "scene_005.png", data / "labels" / "val" / "scene_005.png"
@@ -473,18 +438,18 @@ def test_images_tested_together_have_the_figures_of_each(
         (Protocol(), 2, (4096, 4096), 1),
     ],
 )
-def test_images_together_fill_one_pass(protocol, num_classes, size, most) -> None:
+def test_images_together_fill_one_pass(protocol, num_classes, size, most):
     found = groups.max_together(torch.device("cuda"), protocol, num_classes, *size)
     assert found == most
     assert groups.max_together(torch.device("cpu"), protocol, num_classes, *size) == 1
 
 
-def test_unknown_protocol_names_the_nearest(runs: Path, capsys: pytest.CaptureFixture) -> None:
+def test_unknown_protocol_names_the_nearest(runs, capsys):
     code, line = one_line(capsys, runs / "one", runs / "data", "--protocol", "paper-sss")
     assert (code, "did you mean 'paper-ss'" in line) == (USAGE, True)
 
 
-def test_stored_protocol_is_the_default(runs: Path, tmp_path: Path) -> None:
+def test_stored_protocol_is_the_default(runs, tmp_path):
     torch.manual_seed(0)
     protocol = Protocol(window=(32, 32), stride=(16, 16), short_side=40)
     labels = Labels(tuple(scenes.CLASSES))
@@ -493,9 +458,7 @@ def test_stored_protocol_is_the_default(runs: Path, tmp_path: Path) -> None:
     assert figures["protocol"] == "short side 40; window 32x32, stride 16x16"
 
 
-def test_models_of_one_name_are_told_apart_by_their_paths(
-    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_of_one_name_are_told_apart_by_their_paths(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     paths = [f"seed{seed}/model" for seed in range(3)]
     for seed, path in enumerate(paths):
@@ -516,8 +479,8 @@ def test_models_of_one_name_are_told_apart_by_their_paths(
 
 
 def test_a_comparison_with_other_classes_is_refused_before_the_first_test(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    runs, tmp_path, capsys, monkeypatch
+):
     """Also where the data names no classes, so that each model would bring its own."""
     (write_scene_folders(tmp_path / "data", {"val": 1}) / "data.yaml").unlink()
     names = tuple("abcde")
@@ -529,9 +492,7 @@ def test_a_comparison_with_other_classes_is_refused_before_the_first_test(
     assert f"{tmp_path / 'other'}: the model has 5 classes but data has 9" in line
 
 
-def test_a_comparison_that_fails_leaves_the_figures(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_comparison_that_fails_leaves_the_figures(runs, tmp_path, capsys, monkeypatch):
     def fail(*_: object) -> None:
         raise SetrError("scores are NaN")
 
@@ -542,9 +503,7 @@ def test_a_comparison_that_fails_leaves_the_figures(
     assert {p.name for p in tmp_path.iterdir()} == {"metrics.json", "images.csv", "report.html"}
 
 
-def test_a_predictor_is_tested_in_its_own_precision(
-    runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_predictor_is_tested_in_its_own_precision(runs, monkeypatch):
     asked = []
     monkeypatch.setattr(evaluation, "evaluate_split", lambda *_, **options: asked.append(options))
     predictor = setr.load(runs / "one", precision="fp32", device="cpu")
@@ -554,9 +513,7 @@ def test_a_predictor_is_tested_in_its_own_precision(
     assert asked == [{"precision": "fp32"}, {"precision": "auto"}, {}]
 
 
-def test_the_given_info_goes_before_the_models_own(
-    runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_given_info_goes_before_the_models_own(runs, monkeypatch):
     asked = []
     monkeypatch.setattr(
         evaluation, "evaluate_split", lambda _, info, *rest, **_k: asked.append(info)
@@ -568,7 +525,7 @@ def test_the_given_info_goes_before_the_models_own(
     assert [info.mean for info in asked] == [other.mean] * 3
 
 
-def test_files_of_one_name_have_figures_of_their_own() -> None:
+def test_files_of_one_name_have_figures_of_their_own():
     def place(model: str) -> str:
         return command._out(command.Arguments(model=model, data="d")).as_posix()
 
@@ -577,7 +534,7 @@ def test_files_of_one_name_have_figures_of_their_own() -> None:
     assert place(str(here)) == f"runs/tests-{here.name}/eval-val"
 
 
-def test_a_hub_name_stays_as_it_is_written(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_name_stays_as_it_is_written(runs, monkeypatch):
     """A Path of Windows would turn its slash around."""
     asked = []
     monkeypatch.setattr(
@@ -589,14 +546,14 @@ def test_a_hub_name_stays_as_it_is_written(runs: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("count", [0, -1])
-def test_no_image_is_no_test(runs: Path, count: int) -> None:
+def test_no_image_is_no_test(runs, count):
     with pytest.raises(SetrError, match=f"count {count}: give at least one image") as caught:
         evaluate(runs / "one", runs / "data", count=count)
     assert caught.value.code == USAGE
     assert evaluate(runs / "one", runs / "data", count=1)["images"] == 1
 
 
-def test_a_test_that_fails_restores_the_mode(runs: Path) -> None:
+def test_a_test_that_fails_restores_the_mode(runs):
     predictor = setr.load(runs / "one", device="cpu")
     model = predictor.network.train()
 
@@ -609,7 +566,7 @@ def test_a_test_that_fails_restores_the_mode(runs: Path) -> None:
     assert all(m.training for m in model.modules())
 
 
-def test_a_models_mode_is_restored(runs: Path) -> None:
+def test_a_models_mode_is_restored(runs):
     dataset = open_dataset(str(runs / "data"), "val")
     model = tiny_model("naive", num_classes=9)
     for training in (True, False):

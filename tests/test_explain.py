@@ -68,7 +68,7 @@ def build(name: str, **arguments: object) -> SETR:
 
 @pytest.mark.parametrize("name", ENCODERS)
 @torch.inference_mode()
-def test_attention_equals_timms_own_softmax(name: str) -> None:
+def test_attention_equals_timms_own_softmax(name):
     """timm's unfused path computes the softmax openly; what enters its dropout is the truth."""
     model = build(name)
     images = torch.rand(1, 3, 50, 72)
@@ -91,9 +91,7 @@ def test_attention_equals_timms_own_softmax(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["plain", "eva02"])
 @torch.inference_mode()
-def test_attention_is_seen_where_blocks_take_the_faster_route(
-    onednn: None, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_attention_is_seen_where_blocks_take_the_faster_route(onednn, monkeypatch, name):
     """As on AMD processors with AVX-512, where attention never reaches the fused kernel."""
     model, images, calls = build(name), torch.rand(1, 3, 50, 72), []
     real = cpu_blocks.attention
@@ -107,7 +105,7 @@ def test_attention_is_seen_where_blocks_take_the_faster_route(
 
 
 @torch.inference_mode()
-def test_looking_does_not_change_the_model() -> None:
+def test_looking_does_not_change_the_model():
     model = build("registers")
     images = torch.rand(1, 3, 56, 56)
     before = model(images)
@@ -117,7 +115,7 @@ def test_looking_does_not_change_the_model() -> None:
 
 
 @torch.inference_mode()
-def test_rollout_equals_the_product_of_matrices() -> None:
+def test_rollout_equals_the_product_of_matrices():
     model = build("registers")
     images = torch.rand(1, 3, 56, 56)
     weights: list[torch.Tensor] = []
@@ -136,9 +134,7 @@ def test_rollout_equals_the_product_of_matrices() -> None:
 
 
 @torch.inference_mode()
-def test_rollout_by_blocks_of_rows_is_the_same_and_can_be_ended(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_rollout_by_blocks_of_rows_is_the_same_and_can_be_ended(monkeypatch):
     """17 to 21 tokens in blocks of 5 and in one; between the blocks it asks whether to go on."""
     for name in ENCODERS:
         model, images = build(name), torch.rand(1, 3, 56, 56)
@@ -158,14 +154,14 @@ def test_rollout_by_blocks_of_rows_is_the_same_and_can_be_ended(
 
 
 @torch.inference_mode()
-def test_dropped_prefix_tokens_are_no_patches() -> None:
+def test_dropped_prefix_tokens_are_no_patches():
     model = build("plain", prefix_tokens="drop")
     maps = attention_maps(model, torch.rand(1, 3, 48, 48), (2,), (0, 0))
     np.testing.assert_allclose(maps[2].sum(axis=(1, 2)), 1.0, atol=1e-5)
 
 
 @torch.inference_mode()
-def test_features_are_the_encoders_maps() -> None:
+def test_features_are_the_encoders_maps():
     model = build("plain")
     images = torch.rand(1, 3, 40, 56)
     features = layer_features(model, images, (3, 1))
@@ -174,7 +170,7 @@ def test_features_are_the_encoders_maps() -> None:
 
 
 @torch.inference_mode()
-def test_eomts_queries_take_part() -> None:
+def test_eomts_queries_take_part():
     """Shown is what the model computes: its last blocks also attend to the queries."""
     torch.manual_seed(0)
     model = create_model("eomt_nano", num_classes=3, img_size=64).eval()
@@ -201,7 +197,7 @@ def test_eomts_queries_take_part() -> None:
     torch.testing.assert_close(rollout, flow[-35:].reshape(5, 7), atol=1e-6, rtol=1e-4)
 
 
-def test_principal_colours_find_the_directions_of_variance() -> None:
+def test_principal_colours_find_the_directions_of_variance():
     rng = np.random.default_rng(0)
     ramp = np.linspace(-1, 1, 40)
     axis, across = rng.standard_normal((2, 16))
@@ -213,7 +209,7 @@ def test_principal_colours_find_the_directions_of_variance() -> None:
     assert principal_colours(np.ones((2, 4, 5))).shape == (4, 5, 3)
 
 
-def test_strongest_channels_and_stretch() -> None:
+def test_strongest_channels_and_stretch():
     features = np.stack([np.zeros((3, 3)), np.arange(9.0).reshape(3, 3), np.ones((3, 3))])
     features[2, 0, 0] = 2
     assert [number for number, _ in strongest_channels(features, 2)] == [1, 2]
@@ -221,7 +217,7 @@ def test_strongest_channels_and_stretch() -> None:
     assert stretch(np.arange(101.0)).max() == 1
 
 
-def test_position_similarity() -> None:
+def test_position_similarity():
     similarity = position_similarity(build("plain"))
     assert similarity.shape == (3, 3, 3, 3)  # 56 px hold three patches of 16
     for y in range(3):
@@ -243,18 +239,18 @@ def test_features_are_shown_of_the_layers_of_figure_5():
         ({"layers": (1,), "point": (9, 0)}, "3 rows"),
     ],
 )
-def test_impossible_requests(arguments: dict, message: str) -> None:
+def test_impossible_requests(arguments, message):
     with pytest.raises(SetrError, match=message):
         attention_maps(build("plain"), torch.rand(1, 3, 48, 48), **{"point": (0, 0), **arguments})
 
 
-def test_a_convolutional_encoder_has_no_attention() -> None:
+def test_a_convolutional_encoder_has_no_attention():
     model = create_model("fcn_r101", num_classes=3, encoder_args={}).eval()
     with pytest.raises(UsageError, match="no vision transformer"):
         attention_maps(model, torch.rand(1, 3, 32, 32), (1,), (0, 0))
 
 
-def test_montage_and_legend() -> None:
+def test_montage_and_legend():
     wide, tall = np.full((20, 60, 3), 10, np.uint8), np.full((60, 20, 3), 200, np.uint8)
     picture = montage([[(wide, "a"), (tall, "b")], [(wide, "c")]], width=100)
     assert picture.shape[1] == 2 * 108
@@ -293,9 +289,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("compare", ["scene.png", "a", "b", "--truth", "truth.png"]),
     ],
 )
-def test_command(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, arguments: list[str]
-) -> None:
+def test_command(folder, tmp_path, monkeypatch, kind, arguments):
     monkeypatch.chdir(folder)
     assert main(["explain", kind, *arguments, "-o", str(tmp_path)]) == OK
     with Image.open(tmp_path / f"{kind}.png") as picture:
@@ -369,22 +363,14 @@ def test_a_truth_that_does_not_fit_is_told_with_what_to_do(
         (["attention", "a", "nowhere.png"], USAGE, "no such file"),
     ],
 )
-def test_command_errors(
-    folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-    arguments: list[str],
-    code: int,
-    message: str,
-) -> None:
+def test_command_errors(folder, tmp_path, monkeypatch, capsys, arguments, code, message):
     monkeypatch.chdir(folder)
     extra = ["-o", str(tmp_path)] if len(arguments) > 1 else []
     assert main(["explain", *arguments, *extra]) == code
     assert message in capsys.readouterr().err
 
 
-def test_point_marks_the_patch_under_it(folder: Path) -> None:
+def test_point_marks_the_patch_under_it(folder):
     """The patch a pixel belongs to is found in the resized image, at its far edge too."""
     predictor = Predictor(tiny_model(num_classes=9), ModelInfo(labels=scenes.LABELS), device="cpu")
     image = np.zeros((30, 50, 3), np.uint8)
@@ -394,7 +380,7 @@ def test_point_marks_the_patch_under_it(folder: Path) -> None:
     assert all(panel[0].shape == (30, 50, 3) for row in figure.rows for panel in row)
 
 
-def test_names_in_other_letters_are_drawn_as_they_are() -> None:
+def test_names_in_other_letters_are_drawn_as_they_are():
     names = ("Straße", "Strañe")
     if any(lettered(name, "none")[1] == "none" for name in names):
         pytest.skip("no font with these letters on this machine")
@@ -403,7 +389,7 @@ def test_names_in_other_letters_are_drawn_as_they_are() -> None:
     assert (one != other).any()  # two boxes for unknown letters would be the same
 
 
-def test_names_that_no_font_can_write_become_numbers(monkeypatch) -> None:
+def test_names_that_no_font_can_write_become_numbers(monkeypatch):
     monkeypatch.setattr(lettering, "_FONTS", ("no such font.ttf",))
     lettered.cache_clear()
     try:
@@ -414,7 +400,7 @@ def test_names_that_no_font_can_write_become_numbers(monkeypatch) -> None:
         lettered.cache_clear()
 
 
-def test_a_long_caption_keeps_its_end() -> None:
+def test_a_long_caption_keeps_its_end():
     font, text = lettered("runs/a-model-with-a-name-that-says-everything: 97.3 % right")
     shown = fitted(font, text, 200)
     assert font.getlength(shown) <= 200
@@ -422,7 +408,7 @@ def test_a_long_caption_keeps_its_end() -> None:
     assert fitted(font, "short", 200) == "short"
 
 
-def test_montage_of_a_strip_stays_small() -> None:
+def test_montage_of_a_strip_stays_small():
     strip = np.full((5000, 10, 3), 7, np.uint8)
     picture = montage([[(strip, "strip"), (np.zeros((10, 10, 3), np.uint8), "square")]], width=50)
     assert picture.shape == (200 + 32, 2 * 58, 3)
@@ -436,7 +422,7 @@ def test_a_view_of_a_model_tested_in_windows_is_whole():
     assert make_view(predictor, np.zeros((80, 120, 3), np.uint8)).pixels.shape == (1, 3, 40, 60)
 
 
-def test_panels_of_a_large_photo_are_small() -> None:
+def test_panels_of_a_large_photo_are_small():
     """One model has dozens of heads; the point stays where it is in the photo."""
     predictor = Predictor(tiny_model(num_classes=9), ModelInfo(labels=scenes.LABELS), device="cpu")
     photo = np.zeros((1000, 2000, 3), np.uint8)
@@ -449,9 +435,7 @@ def test_panels_of_a_large_photo_are_small() -> None:
     assert (ys.mean(), xs.mean()) == pytest.approx((65, 390), abs=1)
 
 
-def test_a_truth_that_is_ignored_everywhere_says_nothing_of_right(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_truth_that_is_ignored_everywhere_says_nothing_of_right(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     size = np.asarray(Image.open("scene.png")).shape[:2]
     write_bytes(tmp_path / "truth.png", encode_png(np.full(size, 255, np.uint8)))

@@ -78,7 +78,7 @@ def model() -> SETR:
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
-def test_constant_model_stays_constant(protocol: Protocol, size: tuple[int, int]) -> None:
+def test_constant_model_stays_constant(protocol, size):
     scores = predict_scores(constant, random_images(*size), protocol)
     assert scores.shape == (1, 4, *size)
     expected = constant(torch.zeros(1, 3, 1, 1))
@@ -88,7 +88,7 @@ def test_constant_model_stays_constant(protocol: Protocol, size: tuple[int, int]
 
 
 @pytest.mark.parametrize("size", [(48, 48), (30, 41), (48, 20)], ids=str)
-def test_one_window_equals_whole(model: SETR, size: tuple[int, int]) -> None:
+def test_one_window_equals_whole(model, size):
     images = random_images(*size)
     with torch.inference_mode():
         whole = predict_scores(model, images, Protocol())
@@ -99,7 +99,7 @@ def test_one_window_equals_whole(model: SETR, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_windows_do_not_change_a_pointwise_model(size: tuple[int, int]) -> None:
+def test_windows_do_not_change_a_pointwise_model(size):
     images = random_images(*size)
     whole = predict_scores(pointwise, images, Protocol())
     for name in ("slide", "blended"):
@@ -107,7 +107,7 @@ def test_windows_do_not_change_a_pointwise_model(size: tuple[int, int]) -> None:
         torch.testing.assert_close(slide, whole, atol=1e-6, rtol=0)
 
 
-def test_flip_of_a_symmetric_model_changes_nothing() -> None:
+def test_flip_of_a_symmetric_model_changes_nothing():
     images = random_images(40, 57)
     plain = predict_scores(pointwise, images, Protocol(scales=(1.0, 0.5), flip=False))
     flipped = predict_scores(pointwise, images, Protocol(scales=(1.0, 0.5), flip=True))
@@ -141,9 +141,7 @@ def plainly(model: SETR, images: Tensor, protocol: Protocol, size: tuple[int, in
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 @pytest.mark.parametrize("block", [1, 256 << 20], ids=["small-blocks", "one-block"])
-def test_blocks_of_rows_equal_the_plain_computation(
-    model: SETR, protocol: Protocol, block: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_of_rows_equal_the_plain_computation(model, protocol, block, monkeypatch):
     monkeypatch.setitem(inference.BLOCK_BYTES, "cpu", block)
     images, size = random_images(83, 121), (83, 121)
     with torch.inference_mode():
@@ -155,7 +153,7 @@ def test_blocks_of_rows_equal_the_plain_computation(
     torch.testing.assert_close(confidence, scores.softmax(dim=1).amax(dim=1), atol=1e-6, rtol=0)
 
 
-def test_result_has_the_size_asked_for_and_batches(model: SETR) -> None:
+def test_result_has_the_size_asked_for_and_batches(model):
     images = random_images(40, 50, batch=2)
     with torch.inference_mode():
         both = predict_scores(model, images, PROTOCOLS["slide"], size=(31, 77))
@@ -164,7 +162,7 @@ def test_result_has_the_size_asked_for_and_batches(model: SETR) -> None:
     torch.testing.assert_close(both[1:], one, atol=1e-6, rtol=1e-5)
 
 
-def test_windows_run_in_batches() -> None:
+def test_windows_run_in_batches():
     sizes = []
 
     def counting(images: Tensor) -> Tensor:
@@ -180,13 +178,13 @@ def test_windows_run_in_batches() -> None:
     ("protocol", "count"),
     [(Protocol(), 8), (Protocol(window=(256, 256)), 64), (Protocol(window=(512, 1024)), 8)],
 )
-def test_windows_in_a_pass_of_a_gpu(protocol: Protocol, count: int) -> None:
+def test_windows_in_a_pass_of_a_gpu(protocol, count):
     """At least eight, and as many as have four million pixels."""
     images = torch.empty(1, 3, 1024, 1024, device="meta")
     assert inference._batch_windows(images, protocol) == count
 
 
-def test_batches_that_run_out_of_memory_are_halved() -> None:
+def test_batches_that_run_out_of_memory_are_halved():
     sizes = []
 
     def small(images: Tensor) -> Tensor:
@@ -205,7 +203,7 @@ def test_batches_that_run_out_of_memory_are_halved() -> None:
         predict_scores(small, images, protocol, batch_windows=32)
 
 
-def test_scores_above_the_block_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_above_the_block_are_dropped(monkeypatch):
     """A tall image holds about two rows of windows, however tall it is."""
     monkeypatch.setitem(inference.BLOCK_BYTES, "cpu", 1)
     held = []
@@ -222,7 +220,7 @@ def test_scores_above_the_block_are_dropped(monkeypatch: pytest.MonkeyPatch) -> 
     assert max(held) <= 2 * 3 * 32 * 32
 
 
-def test_padded_logits_are_cropped_not_squeezed() -> None:
+def test_padded_logits_are_cropped_not_squeezed():
     class Padding:
         def coarse(self, images: Tensor) -> Output:
             H, W = (-(-s // 16) * 16 for s in images.shape[-2:])
@@ -234,14 +232,14 @@ def test_padded_logits_are_cropped_not_squeezed() -> None:
     torch.testing.assert_close(scores[0, 0, :, 0], full[0, 0, :18, 0])
 
 
-def test_nan_scores_are_an_error() -> None:
+def test_nan_scores_are_an_error():
     with pytest.raises(SetrError, match="not numbers"):
         predict_mask(lambda x: constant(x) * float("nan"), random_images(8, 8), Protocol())
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 80), st.data())
-def test_windows_cover_everything_and_stay_inside(length: int, window: int, data: st.DataObject):
+def test_windows_cover_everything_and_stay_inside(length, window, data):
     stride = data.draw(st.integers(1, window))
     starts = window_starts(length, window, stride)
     covered = {i for s in starts for i in range(s, s + window) if i < length}
@@ -250,7 +248,7 @@ def test_windows_cover_everything_and_stay_inside(length: int, window: int, data
     assert all(s + window <= max(length, window) for s in starts)
 
 
-def test_normalize() -> None:
+def test_normalize():
     image = torch.tensor([[[[0, 128, 255]]]], dtype=torch.uint8)
     x = normalize(image, (0.5, 0.4, 0.3), (0.1, 0.2, 0.5))
     expected = torch.tensor([(0 - 0.5) / 0.1, (128 / 255 - 0.4) / 0.2, (1 - 0.3) / 0.5])
@@ -267,7 +265,7 @@ def test_normalize() -> None:
     ],
     ids=["floats", "channels first", "no batch", "grey"],
 )
-def test_what_would_be_normalised_wrongly_is_refused(images: torch.Tensor) -> None:
+def test_what_would_be_normalised_wrongly_is_refused(images):
     with pytest.raises(
         SetrError, match=r"give uint8 \(B, H, W, 3\), 0 to 255; normalise"
     ) as caught:
@@ -277,7 +275,7 @@ def test_what_would_be_normalised_wrongly_is_refused(images: torch.Tensor) -> No
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
-def test_images_normalised_where_read_give_the_same_scores(protocol: Protocol) -> None:
+def test_images_normalised_where_read_give_the_same_scores(protocol):
     pixels = torch.randint(0, 256, (2, 70, 61, 3), dtype=torch.uint8)
     mean, std = (0.5, 0.4, 0.3), (0.1, 0.2, 0.5)
     lazy = predict_scores(pointwise, NormalizedImages(pixels, mean, std), protocol)
@@ -292,7 +290,7 @@ def test_images_normalised_where_read_give_the_same_scores(protocol: Protocol) -
         ("pascal_context", (375, 500), (480, 480, 520, 650, 780, 910)),
     ],
 )
-def test_paper_sizes(data: str, image: tuple[int, int], shorts: tuple[int, ...]) -> None:
+def test_paper_sizes(data, image, shorts):
     """The short sides of the authors' settings; the other side keeps the aspect."""
     protocol = preset(f"paper-ms:{data}")
     views = [protocol.view_size(*image, scale) for scale in protocol.scales]
@@ -317,9 +315,7 @@ def fitted(H: int, W: int, sides: tuple[float, float]) -> tuple[int, int]:
 )
 @example(H=512, W=2050)  # 511.5 rows, rounded, still fill the window of 512
 @given(H=st.integers(256, 2048), W=st.integers(256, 2048))
-def test_sizes_of_the_authors_pipeline(
-    data: str, window: int, base: tuple[int, int], H: int, W: int
-) -> None:
+def test_sizes_of_the_authors_pipeline(data, window, base, H, W):
     """Every scale of `paper-ms`; `paper-ss` fits images into both sides, except Pascal Context's.
 
     Images whose short side would be below the window are enlarged to it.
@@ -338,28 +334,28 @@ def test_sizes_of_the_authors_pipeline(
 
 
 @pytest.mark.parametrize("data", ["ade20k", "cityscapes", "pascal_context"])
-def test_a_run_tests_its_own_protocol_at_the_papers_scales(data: str) -> None:
+def test_a_run_tests_its_own_protocol_at_the_papers_scales(data):
     assert preset(f"paper-ss:{data}").multi_scale() == preset(f"paper-ms:{data}")
 
 
-def test_cityscapes_has_as_many_columns_as_in_the_authors_run() -> None:
+def test_cityscapes_has_as_many_columns_as_in_the_authors_run():
     assert preset("paper-ss:cityscapes").view_size(1024, 2048, 1.0) == (1025, 2049)
     assert preset("paper-ms:cityscapes").view_size(1024, 2048, 1.0) == (1025, 2050)
 
 
 @pytest.mark.parametrize("scale", MULTI_SCALES)
-def test_scaled_sides_of_the_baselines_are_whole(scale: float) -> None:
+def test_scaled_sides_of_the_baselines_are_whole(scale):
     """The mmsegmentation with which the paper compares truncated both scaled sides."""
     several = Protocol(short_side=1025, long_side=2049).multi_scale()
     sides = int(1025 * scale), int(2049 * scale)
     assert several.view_size(1024, 2048, scale) == fitted(1024, 2048, sides)
 
 
-def test_windows_of_unequal_sides_overlap_by_a_quarter_each_way() -> None:
+def test_windows_of_unequal_sides_overlap_by_a_quarter_each_way():
     assert Protocol().in_windows((40, 96)).stride == (30, 72)
 
 
-def test_the_largest_scale_decides_whether_windows_are_needed() -> None:
+def test_the_largest_scale_decides_whether_windows_are_needed():
     assert not Protocol().needs_windows(1100, 1100)
     assert Protocol(scales=(1.0, 2.0)).needs_windows(1100, 1100)
 
@@ -376,7 +372,7 @@ def test_a_larger_short_side_is_not_undone_by_the_limit_of_the_long_side(short, 
     assert own.overridden(short_side=short, long_side=2049).long_side == 2049
 
 
-def test_port_scales_the_original_and_caps_the_long_side() -> None:
+def test_port_scales_the_original_and_caps_the_long_side():
     several = preset("mmseg-ms:ade20k")
     assert several.view_size(300, 400, 0.5) == (150, 200)
     # mmcv fits the image into both scaled sides, rounded: 557.25 x 870.75 -> 557 x 871 -> 0.7497
@@ -390,14 +386,14 @@ def test_port_scales_the_original_and_caps_the_long_side() -> None:
     assert preset("mmseg-ss:pascal_context").view_size(375, 500, 1.0) == (390, 520)
 
 
-def test_a_line_of_pixels_is_not_blown_up() -> None:
+def test_a_line_of_pixels_is_not_blown_up():
     with pytest.raises(SetrError, match="3000x1 would be enlarged to 1638000x546"):
         Protocol(short_side=546).view_size(1, 3000, 1.0)
     assert Protocol().view_size(1, 3000, 1.0) == (1, 3000)
     assert Protocol(short_side=546).view_size(6000, 8000, 1.0) == (546, 728)
 
 
-def test_presets_of_other_data_use_the_models_own_sizes() -> None:
+def test_presets_of_other_data_use_the_models_own_sizes():
     own = Protocol(short_side=546)
     paper = preset("paper-ms", own=own, grid=(378, 504))
     assert (paper.window, paper.stride, paper.short_side) == ((378, 504), (252, 336), 546)
@@ -413,7 +409,7 @@ def test_presets_of_other_data_use_the_models_own_sizes() -> None:
 @pytest.mark.parametrize(
     "name", ["cityscapes_fcn_r101_80k", "cityscapes_semantic_fpn_r101_80k", "ade20k_fcn_r101_160k"]
 )
-def test_the_ports_presets_test_baselines_as_its_settings_of_them_do(name: str) -> None:
+def test_the_ports_presets_test_baselines_as_its_settings_of_them_do(name):
     config = recipe(name)
     labels = known_labels(config.data.labels)
     own = build_info(config, labels).protocol
@@ -440,17 +436,17 @@ def test_the_ports_presets_test_baselines_as_its_settings_of_them_do(name: str) 
         ({"long_side": 600}, "long_side limits the scaling to short_side"),
     ],
 )
-def test_impossible_protocols(arguments: dict, message: str) -> None:
+def test_impossible_protocols(arguments, message):
     with pytest.raises(SetrError, match=message):
         Protocol(**arguments)
 
 
-def test_unknown_preset_names_the_nearest() -> None:
+def test_unknown_preset_names_the_nearest():
     with pytest.raises(SetrError, match="did you mean 'paper-ms'"):
         preset("paper_ms")
 
 
-def test_blended_windows_show_no_border() -> None:
+def test_blended_windows_show_no_border():
     """Scores that depend on the place in the window: averaged they jump, blended they do not."""
 
     def place(images: Tensor) -> Tensor:
@@ -467,7 +463,7 @@ def test_blended_windows_show_no_border() -> None:
 
 
 @pytest.mark.parametrize("name", ["slide", "blended"])
-def test_strips_of_pieces_equal_the_whole(model: SETR, name: str) -> None:
+def test_strips_of_pieces_equal_the_whole(model, name):
     """A source read piece by piece, in vertical strips, gives the values of the whole image."""
     images, read = random_images(83, 150), []
 
@@ -529,7 +525,7 @@ def held(protocol: Protocol, images: Tensor) -> int:
     return tracker.peak - given
 
 
-def test_a_flipped_view_has_no_image_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flipped_view_has_no_image_of_its_own(monkeypatch):
     monkeypatch.setitem(inference.BLOCK_BYTES, "cpu", 1)
     images = random_images(200, 200)
     window = {"window": (32, 32), "stride": (32, 32)}
@@ -538,14 +534,14 @@ def test_a_flipped_view_has_no_image_of_its_own(monkeypatch: pytest.MonkeyPatch)
     assert held(Protocol(scales=(2.0,), flip=True, **window), images) < 4.5 * one
 
 
-def test_whole_views_are_resized_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_views_are_resized_one_after_the_other(monkeypatch):
     monkeypatch.setitem(inference.BLOCK_BYTES, "cpu", 1)
     images = random_images(200, 200)
     found = held(Protocol(scales=(1.9, 2.0, 1.8), flip=True), images)
     assert found < (4 + 4 + 0.5) * images.nbytes  # the largest and what is cut from it
 
 
-def test_flip_alone_averages_probabilities(model: SETR) -> None:
+def test_flip_alone_averages_probabilities(model):
     images, protocol = random_images(40, 57), Protocol(flip=True)
     with torch.inference_mode():
         scores = predict_scores(model, images, protocol)
@@ -556,7 +552,7 @@ def test_flip_alone_averages_probabilities(model: SETR) -> None:
     torch.testing.assert_close(confidence, expected.amax(dim=1), atol=1e-6, rtol=1e-5)
 
 
-def test_presets_keep_what_is_the_models_own() -> None:
+def test_presets_keep_what_is_the_models_own():
     own = Protocol(window=(48, 64), stride=(24, 30), short_side=60, long_side=90)
     for name in ("paper-ss", "paper-ms", "mmseg-ss", "mmseg-ms"):
         found = preset(name, own=own, grid=(32, 32))
@@ -570,7 +566,7 @@ def test_presets_keep_what_is_the_models_own() -> None:
     ("data", "window", "stride"),
     [("ade20k", 512, 341), ("cityscapes", 768, 512), ("pascal_context", 480, 320)],
 )
-def test_paper_windows(data: str, window: int, stride: int) -> None:
+def test_paper_windows(data, window, stride):
     for name in ("paper-ss", "paper-ms", "mmseg-ss", "mmseg-ms"):
         protocol = preset(f"{name}:{data}")
         assert (protocol.window, protocol.stride) == ((window, window), (stride, stride))

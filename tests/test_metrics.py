@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -48,7 +47,7 @@ def count(prediction: np.ndarray, truth: np.ndarray, K: int = 5) -> ConfusionMat
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32, torch.int64])
 @pytest.mark.parametrize("K", [1, 5, 150, 255])
-def test_counts_equal_a_loop(K: int, kind: torch.dtype) -> None:
+def test_counts_equal_a_loop(K, kind):
     rng = np.random.default_rng(K)
     truth = rng.choice([*range(K), IGNORE], 500).astype(np.uint8)
     prediction = rng.integers(0, min(K + 3, 256), 500)
@@ -61,13 +60,13 @@ def test_counts_equal_a_loop(K: int, kind: torch.dtype) -> None:
     assert np.array_equal(matrix.matrix, expected)
 
 
-def test_negative_predictions_are_foreign() -> None:
+def test_negative_predictions_are_foreign():
     matrix = ConfusionMatrix(2)
     matrix.update(torch.tensor([-1, 0, 1]), torch.tensor([0, 0, 1], dtype=torch.uint8))
     assert matrix.matrix.tolist() == [[1, 0, 1], [0, 1, 0]]
 
 
-def test_figures_by_hand() -> None:
+def test_figures_by_hand():
     truth = np.array([[0, 0, 0, 1, 1, IGNORE]], np.uint8)
     prediction = np.array([[0, 0, 2, 1, 7, 0]], np.uint8)
     figures = count(prediction, truth, K=4).summary(NAMES[:4])
@@ -85,7 +84,7 @@ def test_figures_by_hand() -> None:
     assert (figures["absent"], zero["absent"]) == ("skip", "zero")
 
 
-def test_dice_and_precision_are_f1_and_precision_of_each_class() -> None:
+def test_dice_and_precision_are_f1_and_precision_of_each_class():
     prediction, truth = random_pair(3)
     figures = count(prediction, truth).summary(NAMES)
     kept = truth != IGNORE
@@ -99,7 +98,7 @@ def test_dice_and_precision_are_f1_and_precision_of_each_class() -> None:
     assert figures["mean_dice"] == pytest.approx(np.mean(list(figures["dice"].values())))
 
 
-def test_a_class_without_predictions_has_no_precision_and_no_dice_if_it_is_absent_too() -> None:
+def test_a_class_without_predictions_has_no_precision_and_no_dice_if_it_is_absent_too():
     truth = np.array([0, 0, 1, 1], np.uint8)
     figures = count(np.zeros(4, np.uint8), truth, K=3).summary(("a", "b", "c"))
     assert figures["precision"] == {"a": 0.5, "b": None, "c": None}
@@ -107,18 +106,18 @@ def test_a_class_without_predictions_has_no_precision_and_no_dice_if_it_is_absen
     assert figures["mean_dice"] == pytest.approx(1 / 3)
 
 
-def test_nothing_counted_has_no_figures() -> None:
+def test_nothing_counted_has_no_figures():
     figures = count(np.zeros((2, 2), np.uint8), np.full((2, 2), IGNORE, np.uint8)).summary(NAMES)
     assert figures["miou"] is None
     assert figures["pixel_accuracy"] is None
 
 
-def test_sizes_must_agree() -> None:
+def test_sizes_must_agree():
     with pytest.raises(SetrError, match="differ in size"):
         ConfusionMatrix(2).update(torch.zeros(3, 4), torch.zeros(4, 3))
 
 
-def test_camvid_case_equals_the_referees(shared: Path) -> None:
+def test_camvid_case_equals_the_referees(shared):
     """Figures of the official tools, `metric_cases/README.md`."""
     folder = shared / "data" / "metric_cases" / "camvid"
     matrix = ConfusionMatrix(11)
@@ -146,7 +145,7 @@ def slow_band(mask: np.ndarray, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize("width", [1, 3, 30])
 @pytest.mark.parametrize("seed", range(3))
-def test_bands_equal_erosion_class_by_class(seed: int, width: int) -> None:
+def test_bands_equal_erosion_class_by_class(seed, width):
     ids, _ = random_pair(seed)
     expected = np.zeros(ids.shape, bool)
     for c in range(5):
@@ -155,7 +154,7 @@ def test_bands_equal_erosion_class_by_class(seed: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(40, 56), (80, 112)])  # bands of 1.4 and 2.8 pixels, rounded
-def test_boundary_iou_equals_its_definition(shape: tuple[int, int]) -> None:
+def test_boundary_iou_equals_its_definition(shape):
     counts = BoundaryCounts(5)
     hits, union = np.zeros(5), np.zeros(5)
     for seed in range(3):
@@ -173,7 +172,7 @@ def test_boundary_iou_equals_its_definition(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(40, 56), (160, 224)])  # matched within 1 and 2.06 pixels
-def test_boundary_f_by_brute_force(shape: tuple[int, int]) -> None:
+def test_boundary_f_by_brute_force(shape):
     prediction, truth = random_pair(5, shape=shape)
     truth = np.where(truth == IGNORE, 0, truth).astype(np.uint8)
     counts = BoundaryCounts(5)
@@ -190,7 +189,7 @@ def test_boundary_f_by_brute_force(shape: tuple[int, int]) -> None:
     assert list(counts.summary(NAMES)["f_by_class"].values()) == pytest.approx(expected)
 
 
-def test_boundary_of_a_perfect_and_a_hopeless_prediction() -> None:
+def test_boundary_of_a_perfect_and_a_hopeless_prediction():
     _, truth = random_pair(1)
     perfect, hopeless = BoundaryCounts(5), BoundaryCounts(5)
     perfect.update(np.where(truth == IGNORE, 3, truth).astype(np.uint8), truth)
@@ -206,7 +205,7 @@ def test_boundary_of_a_perfect_and_a_hopeless_prediction() -> None:
     assert invented.summary(NAMES)["f_by_class"]["b"] == 0.0
 
 
-def test_a_straight_contour_one_pixel_off_matches() -> None:
+def test_a_straight_contour_one_pixel_off_matches():
     truth = np.zeros((40, 40), np.uint8)
     truth[:, 20:] = 1
     counts = BoundaryCounts(2)
@@ -214,7 +213,7 @@ def test_a_straight_contour_one_pixel_off_matches() -> None:
     assert counts.summary(("a", "b"))["f"] == 1.0
 
 
-def test_an_ignored_line_between_classes_keeps_its_contour() -> None:
+def test_an_ignored_line_between_classes_keeps_its_contour():
     """As in VOC, where a line along every boundary is ignored."""
     truth = np.zeros((100, 200), np.uint8)
     truth[:, 100:] = 1
@@ -229,7 +228,7 @@ def test_an_ignored_line_between_classes_keeps_its_contour() -> None:
     assert (fill_ignored(wide.astype(np.uint8), 2)[:, 64:136] == IGNORE).all()
 
 
-def test_contours_inside_a_wide_ignored_region_are_not_wrong() -> None:
+def test_contours_inside_a_wide_ignored_region_are_not_wrong():
     truth = np.zeros((100, 200), np.uint8)
     truth[:, 100:] = 1
     truth[:, 20:70] = IGNORE
@@ -243,7 +242,7 @@ def test_contours_inside_a_wide_ignored_region_are_not_wrong() -> None:
     assert counts.summary(("a", "b"))["f"] == 1.0
 
 
-def test_calibration_equals_its_definition() -> None:
+def test_calibration_equals_its_definition():
     rng = np.random.default_rng(0)
     confidence = torch.from_numpy(rng.random(5000).astype(np.float32))
     correct = torch.from_numpy(rng.random(5000)) < confidence**2
@@ -260,14 +259,14 @@ def test_calibration_equals_its_definition() -> None:
     assert sum(figures["pixels"]) == 5000
 
 
-def test_calibration_of_a_perfectly_sure_and_right_model() -> None:
+def test_calibration_of_a_perfectly_sure_and_right_model():
     counts = Calibration()
     counts.update(torch.ones(10), torch.ones(10, dtype=torch.bool))
     assert counts.summary()["ece"] == 0.0
     assert Calibration().summary()["ece"] is None
 
 
-def test_recall_by_size_by_hand() -> None:
+def test_recall_by_size_by_hand():
     truth = np.zeros((300, 300), np.uint8)
     truth[10:20, 10:20] = 1  # 100 px, found
     truth[10:20, 40:50] = 1  # 100 px, missed
@@ -283,7 +282,7 @@ def test_recall_by_size_by_hand() -> None:
     assert figures["large"]["regions"] == 1  # the background
 
 
-def test_regions_of_truth_and_prediction_by_hand() -> None:
+def test_regions_of_truth_and_prediction_by_hand():
     truth = np.zeros((60, 60), np.uint8)
     truth[5:10, 5:15] = 1  # found
     truth[20:25, 5:15] = 1  # touched, not found
@@ -311,7 +310,7 @@ def test_regions_of_truth_and_prediction_by_hand() -> None:
 
 
 @pytest.mark.parametrize("rare", [0, 1])
-def test_thresholds_are_those_of_a_search_by_hand(rare: int) -> None:
+def test_thresholds_are_those_of_a_search_by_hand(rare):
     rng = np.random.default_rng(rare)
     truth = np.where(rng.random(4000) < 0.1, rare, 1 - rare)
     own = np.clip(np.where(truth == rare, 0.55, 0.2) + rng.normal(0, 0.2, 4000), 0.001, 0.999)
@@ -343,7 +342,7 @@ def test_thresholds_are_those_of_a_search_by_hand(rare: int) -> None:
     assert Thresholds().summary(("a", "b")) is None
 
 
-def test_kappa_is_agreement_beyond_chance() -> None:
+def test_kappa_is_agreement_beyond_chance():
     truth = torch.tensor([0] * 20 + [0] * 5 + [1] * 10 + [1] * 15)
     prediction = torch.tensor([0] * 20 + [1] * 5 + [0] * 10 + [1] * 15)
     counts = ConfusionMatrix(2)
@@ -354,7 +353,7 @@ def test_kappa_is_agreement_beyond_chance() -> None:
     assert alone.summary(("a", "b"))["kappa"] is None
 
 
-def test_bootstrap_is_streaming_resampling() -> None:
+def test_bootstrap_is_streaming_resampling():
     """Replicate r equals the figures of the set with its images repeated by their weights."""
     matrices = [count(*random_pair(seed)).matrix for seed in range(12)]
     bootstrap = Bootstrap(5, replicates=20, seed=3)
@@ -369,7 +368,7 @@ def test_bootstrap_is_streaming_resampling() -> None:
     assert bootstrap.summary()["miou"] == pytest.approx([low, high])
 
 
-def test_the_interval_counts_absent_classes_as_the_figure_does() -> None:
+def test_the_interval_counts_absent_classes_as_the_figure_does():
     card = Scorecard(("a", "b", "c", "d"), absent="zero")
     for index in range(8):
         ids = torch.tensor([[0, 1]], dtype=torch.uint8)
@@ -380,7 +379,7 @@ def test_the_interval_counts_absent_classes_as_the_figure_does() -> None:
     assert figures["intervals"]["image_miou"] == [1.0, 1.0]
 
 
-def test_bootstrap_interval_is_as_wide_as_theory_says() -> None:
+def test_bootstrap_interval_is_as_wide_as_theory_says():
     """Accuracy per image varies independently: the interval is near mean ± 1.96 errors."""
     rng = np.random.default_rng(0)
     bootstrap = Bootstrap(2)
@@ -393,12 +392,12 @@ def test_bootstrap_interval_is_as_wide_as_theory_says() -> None:
     assert high == pytest.approx(hits.mean() / 1000 + error, abs=0.15 * error)
 
 
-def test_image_miou_counts_the_classes_of_the_image() -> None:
+def test_image_miou_counts_the_classes_of_the_image():
     assert image_miou(count(np.array([[0, 0, 1]]), np.array([[0, 0, 0]])).matrix) == 1 / 3
     assert image_miou(np.zeros((5, 6), np.int64)) is None
 
 
-def test_threads_count_what_one_after_the_other_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_count_what_one_after_the_other_counts(monkeypatch):
     """However many images wait, and in other threads than the model's."""
     pairs = [random_pair(seed) for seed in range(12)]
     boundary, regions = BoundaryCounts(5), RegionCounts(5)
@@ -424,7 +423,7 @@ def test_threads_count_what_one_after_the_other_counts(monkeypatch: pytest.Monke
     assert boundary.counts.sum() > 0
 
 
-def test_what_fails_in_a_thread_fails_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_in_a_thread_fails_the_test(monkeypatch):
     monkeypatch.setattr(scorecard, "_boundary_and_regions", lambda *_: 1 / 0)
     card = Scorecard(NAMES)
     card.update(0, *map(torch.from_numpy, random_pair(0)))
@@ -432,7 +431,7 @@ def test_what_fails_in_a_thread_fails_the_test(monkeypatch: pytest.MonkeyPatch) 
         card.summary()
 
 
-def test_paired_difference() -> None:
+def test_paired_difference():
     rng = np.random.default_rng(1)
     base = rng.random(60)
     same = paired_difference(base, base)
@@ -449,7 +448,7 @@ def test_paired_difference() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=5), st.integers(0, 4))
-def test_any_order_and_split_gives_the_same_bits(seeds: list[int], cut: int) -> None:
+def test_any_order_and_split_gives_the_same_bits(seeds, cut):
     def card(order: list[tuple[int, int]]) -> Scorecard:
         result = Scorecard(NAMES)
         for index, seed in order:
@@ -473,7 +472,7 @@ def test_any_order_and_split_gives_the_same_bits(seeds: list[int], cut: int) -> 
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32, torch.int64])
-def test_what_is_compared_stays_as_it_is(kind: torch.dtype) -> None:
+def test_what_is_compared_stays_as_it_is(kind):
     truth = torch.tensor([0, 1, IGNORE]).to(kind)
     prediction = torch.tensor([0, 2, 7]).to(kind)
     matrix = ConfusionMatrix(3)
@@ -485,12 +484,12 @@ def test_what_is_compared_stays_as_it_is(kind: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("K", [0, 256])
-def test_ids_are_8_bit(K: int) -> None:
+def test_ids_are_8_bit(K):
     with pytest.raises(SetrError, match=f"num_classes {K}: ids are 8-bit; give 1 to 255"):
         ConfusionMatrix(K)
 
 
-def test_ignored_pixels_make_no_band() -> None:
+def test_ignored_pixels_make_no_band():
     ids = np.zeros((60, 60), np.uint8)
     expected = band(ids, 2)
     ids[28:32, 28:32] = IGNORE  # far from the image's edge
@@ -499,7 +498,7 @@ def test_ignored_pixels_make_no_band() -> None:
     assert band(ids, 2)[28:32, 33].all()
 
 
-def test_calibration_by_bin_and_of_a_test() -> None:
+def test_calibration_by_bin_and_of_a_test():
     """90 % sure and always right, 60 % sure and never."""
     counts = Calibration(bins=10)
     counts.update(torch.tensor([0.92, 0.94, 0.64]), torch.tensor([True, True, False]))
@@ -513,7 +512,7 @@ def test_calibration_by_bin_and_of_a_test() -> None:
     assert card.summary()["calibration"]["ece"] == pytest.approx(0.125)
 
 
-def test_edges_of_regions_sizes_and_what_is_found() -> None:
+def test_edges_of_regions_sizes_and_what_is_found():
     truth = np.zeros((100, 100), np.uint8)
     truth[:32, :32] = 1  # 1024 px: no longer small
     truth[50, 50] = truth[51, 51] = 2  # joined by a corner: one region
@@ -527,7 +526,7 @@ def test_edges_of_regions_sizes_and_what_is_found() -> None:
     assert figures["medium"]["found"] == 1.0
 
 
-def test_paired_p_is_two_sided_and_ties_are_not_better() -> None:
+def test_paired_p_is_two_sided_and_ties_are_not_better():
     """Four images that all lose: 2 of the 16 patterns of signs are as extreme."""
     worse = paired_difference(np.zeros(4), np.ones(4))
     assert worse["p"] == pytest.approx(2 / 16, abs=0.015)
@@ -541,7 +540,7 @@ def test_paired_p_is_two_sided_and_ties_are_not_better() -> None:
     assert low < -0.5
 
 
-def test_a_test_resamples_its_images_and_skips_those_without_truth() -> None:
+def test_a_test_resamples_its_images_and_skips_those_without_truth():
     card, bootstrap, mious = Scorecard(NAMES), Bootstrap(5), []
     for index in range(6):
         prediction, truth = random_pair(index)
@@ -568,7 +567,7 @@ def test_a_test_resamples_its_images_and_skips_those_without_truth() -> None:
     assert figures["intervals"]["image_miou"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_one_image_has_no_interval() -> None:
+def test_one_image_has_no_interval():
     """Its replicates are all equal, which would say that the figure is certain."""
     card, ignored = Scorecard(NAMES), np.full((4, 4), IGNORE, np.uint8)
     card.update(0, *map(torch.from_numpy, random_pair(0)))
@@ -587,7 +586,7 @@ def test_one_image_has_no_interval() -> None:
     assert (alone["difference"], alone["interval"], alone["p"]) == (0.25, None, 1.0)
 
 
-def test_pixels_counted_in_parts_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_counted_in_parts_are_counted_once(monkeypatch):
     confidence = torch.rand(1000, generator=torch.Generator().manual_seed(0))
     correct = confidence > 0.4
     whole, parts = Calibration(), Calibration()

@@ -73,7 +73,7 @@ def square(x: float, y: float, side: float) -> list[list[float]]:
 
 @given(masks())
 @settings(max_examples=60, deadline=None)
-def test_what_is_written_as_outlines_gives_its_mask_back(mask: np.ndarray) -> None:
+def test_what_is_written_as_outlines_gives_its_mask_back(mask):
     polygons = mask_polygons(mask, 3)
     ids = {name: i for i, name in enumerate(LABELS.classes)}
     lengths = [as_counts(run_lengths(p, mask.shape)) for p in polygons]

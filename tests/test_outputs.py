@@ -58,7 +58,7 @@ def test_small_regions_are_left_out_before_polygons_are_made(monkeypatch):
                 np.testing.assert_array_equal(a, b)
 
 
-def test_every_kind_is_written_and_says_the_same(result: Result, tmp_path: Path) -> None:
+def test_every_kind_is_written_and_says_the_same(result, tmp_path):
     files = dict(zip(KINDS, write(result, tmp_path / "deep" / "photo", KINDS), strict=True))
     assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == sorted(
         p.name for p in files.values()
@@ -88,7 +88,7 @@ def test_every_kind_is_written_and_says_the_same(result: Result, tmp_path: Path)
     assert image == Path("in/photo.jpg").resolve()
 
 
-def test_unsure_pixels_are_unlabelled_in_every_kind(result: Result, tmp_path: Path) -> None:
+def test_unsure_pixels_are_unlabelled_in_every_kind(result, tmp_path):
     unsure = result.confidence < 0.25
     found = result.with_min_confidence(0.25)
     assert (result.mask != 255).all()
@@ -121,7 +121,7 @@ def test_unsure_pixels_are_unlabelled_in_every_kind(result: Result, tmp_path: Pa
             result.with_min_confidence(wrong)
 
 
-def test_options_reach_the_polygons(result: Result, tmp_path: Path) -> None:
+def test_options_reach_the_polygons(result, tmp_path):
     write(result, tmp_path / "a", ("mask", "geojson"), tolerance=2.0, min_pixels=50)
     found = json.loads((tmp_path / "a.geojson").read_text())["features"]
     assert min(f["properties"]["pixels"] for f in found) >= 50
@@ -130,7 +130,7 @@ def test_options_reach_the_polygons(result: Result, tmp_path: Path) -> None:
     assert points < exact
 
 
-def test_kinds_on_the_command_line() -> None:
+def test_kinds_on_the_command_line():
     assert parse_kinds("mask, palette,coco") == ("mask", "coco")
     for wrong in ("mask,pictures", ""):
         with pytest.raises(SetrError, match="choose from mask, ids") as caught:
@@ -138,7 +138,7 @@ def test_kinds_on_the_command_line() -> None:
         assert caught.value.code == USAGE
 
 
-def test_names_that_grow_too_long_are_cut_and_stay_apart(result: Result, tmp_path: Path) -> None:
+def test_names_that_grow_too_long_are_cut_and_stay_apart(result, tmp_path):
     for letter in ("a", "é", "日"):
         stem = (letter * 251).encode()[:251].decode(errors="ignore")
         other = stem[:-1] + "z"
@@ -150,13 +150,13 @@ def test_names_that_grow_too_long_are_cut_and_stay_apart(result: Result, tmp_pat
         assert [path.is_file() for path in written] == [True] * 3
 
 
-def test_a_folder_that_cannot_be_made_is_named(result: Result, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_named(result, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SetrError, match="file: cannot make this folder"):
         write(result, tmp_path / "file" / "a", ("mask",))
 
 
-def test_a_notebook_shows_overlay_legend_and_shares(result: Result) -> None:
+def test_a_notebook_shows_overlay_legend_and_shares(result):
     page = result._repr_html_()
     assert "data:image/png" in page
     assert f'alt="overlay: {next(iter(result.shares))} ' in page
@@ -185,13 +185,13 @@ def test_a_notebook_shows_overlay_legend_and_shares(result: Result) -> None:
         ("", "s3://bucket/out", ""),
     ],
 )
-def test_labelme_names_the_image(result: Result, path: str, folder: str, named: str) -> None:
+def test_labelme_names_the_image(result, path, folder, named):
     again = Result(result.image, result.mask, result.confidence, result.labels, list, path=path)
     assert json.loads(again.encode("labelme", folder=folder))["imagePath"] == named
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_option_of_another_kind_is_refused(result: Result, tmp_path: Path, kind: str) -> None:
+def test_an_option_of_another_kind_is_refused(result, tmp_path, kind):
     with pytest.raises(TypeError, match="tolerence"):
         result.save(tmp_path / f"a{KINDS[kind]}", kind, tolerence=3)
     with pytest.raises(TypeError, match="tolerence"):
@@ -201,7 +201,7 @@ def test_an_option_of_another_kind_is_refused(result: Result, tmp_path: Path, ki
     assert not list(tmp_path.iterdir())
 
 
-def test_options_reach_coco_and_labelme(result: Result) -> None:
+def test_options_reach_coco_and_labelme(result):
     large = result.polygons(min_pixels=50)
     assert len(large) < len(result.polygons())
     exact, coarse = (result.coco(tolerance=t, min_pixels=50)["annotations"] for t in (0.0, 2.0))
@@ -216,7 +216,7 @@ def test_options_reach_coco_and_labelme(result: Result) -> None:
     assert sum(len(s["points"]) for s in shapes[1]) < sum(len(s["points"]) for s in shapes[0])
 
 
-def test_a_pixel_of_just_the_least_confidence_keeps_its_class() -> None:
+def test_a_pixel_of_just_the_least_confidence_keeps_its_class():
     mask = np.array([1, 2, 255], np.uint8)
     assert unlabel(mask, np.array([0.5, 0.49, 0.1], np.float32), 0.5) == 1  # had a class
     assert mask.tolist() == [1, 255, 255]

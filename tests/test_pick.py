@@ -25,7 +25,7 @@ from tests.test_report import Balanced
 from tests.test_review import INFO, Oracle, scene, shown
 
 
-def test_doubt_is_one_minus_the_margin() -> None:
+def test_doubt_is_one_minus_the_margin():
     torch.manual_seed(0)
     scores = 3 * torch.randn(2, 7, 5, 4)
     before = scores.clone()
@@ -40,7 +40,7 @@ def test_doubt_is_one_minus_the_margin() -> None:
     assert float(margin_uncertainty(ties, torch.zeros(()))) == pytest.approx(1)
 
 
-def test_points_are_spread() -> None:
+def test_points_are_spread():
     """Ten frames of a video, of which the most uncertain ones are neighbours, and another place."""
     places = np.array([[0.0], [1.0], [2.0], [3.0], [100.0], [101.0]])
     weights = np.array([0.9, 0.95, 0.9, 0.9, 0.2, 0.1])
@@ -78,7 +78,7 @@ def pick(root: Path, *more: str) -> int:
     return main([*given, *more])
 
 
-def test_frames_of_one_video_are_not_all_chosen(photos: Path) -> None:
+def test_frames_of_one_video_are_not_all_chosen(photos):
     dataset = open_unlabelled(photos / "photos", INFO.labels, None, "", counted=True)
     options: dict[str, Any] = {"workers": 0, "precision": "fp32"}
     picks = pick_images(Oracle(), INFO, dataset, 4, **options)  # type: ignore[arg-type]
@@ -90,7 +90,7 @@ def test_frames_of_one_video_are_not_all_chosen(photos: Path) -> None:
     assert all(0 < value < 1 for value in picks.uncertainty.values())
 
 
-def test_pixels_without_data_do_not_count(tmp_path: Path) -> None:
+def test_pixels_without_data_do_not_count(tmp_path):
     """The oracle is least sure of black, with which the empty parts of a map are filled."""
     rasterio = pytest.importorskip("rasterio", reason='needs the extra: pip install "setr[geo]"')
     parts = [shown(scene(0), 0, sure=200), np.zeros((*scene(0).shape, 3), np.uint8)]
@@ -112,9 +112,7 @@ def test_pixels_without_data_do_not_count(tmp_path: Path) -> None:
     assert picks.names[picks.chosen[-1]].endswith("none.tif")
 
 
-def test_the_list_can_be_predicted(
-    photos: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_list_can_be_predicted(photos, capsys, monkeypatch):
     assert pick(photos, "--count", "3") == OK
     out, err = capsys.readouterr()
     assert "3 chosen" in out
@@ -148,9 +146,7 @@ def test_the_list_can_be_predicted(
     assert json.loads(capsys.readouterr().out) == found
 
 
-def test_interrupted_and_broken_images(
-    photos: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_and_broken_images(photos, capsys, monkeypatch):
     (photos / "photos" / "a" / "frame 1.png").write_bytes(b"")
     assert pick(photos) == FAILED
     out, err = capsys.readouterr()
@@ -175,7 +171,7 @@ def test_interrupted_and_broken_images(
     assert len((photos / "out" / "images.txt").read_text().splitlines()) == 4
 
 
-def test_wrong_lines(photos: Path, capsys: pytest.CaptureFixture) -> None:
+def test_wrong_lines(photos, capsys):
     (photos / "photos" / "empty").mkdir()
     for given, text in (
         (["model", str(photos / "none"), "-o", "x"], "none: no such folder"),
@@ -191,7 +187,7 @@ def test_wrong_lines(photos: Path, capsys: pytest.CaptureFixture) -> None:
         assert err.count("\n") == 1
 
 
-def test_lists_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_of_images(tmp_path, monkeypatch):
     """Names are paths below the common folder, so equal file names stay apart."""
     monkeypatch.chdir(tmp_path)
     for name in ("x/a.png", "x/y/a.png", "deep/b 1.png", "deep/c.png"):

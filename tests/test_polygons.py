@@ -50,7 +50,7 @@ def filled(polygons: list[Polygon], size: tuple[int, int]) -> np.ndarray:
 
 @given(masks())
 @settings(max_examples=150, deadline=None)
-def test_filling_the_polygons_gives_the_mask_back(mask: np.ndarray) -> None:
+def test_filling_the_polygons_gives_the_mask_back(mask):
     polygons = mask_polygons(mask, 3)
     np.testing.assert_array_equal(filled(polygons, mask.shape), mask)
     assert sum(p.pixels for p in polygons) == (mask < 3).sum()
@@ -65,7 +65,7 @@ def test_filling_the_polygons_gives_the_mask_back(mask: np.ndarray) -> None:
             assert len({tuple(point) for point in ring.tolist()}) == len(ring)
 
 
-def test_gdal_fills_the_same_pixels() -> None:
+def test_gdal_fills_the_same_pixels():
     features = pytest.importorskip("rasterio.features")
     mask = scenes.draw("photo", 1, size=96)[1]
     collection = to_geojson(mask_polygons(mask, len(scenes.CLASSES)), scenes.LABELS)
@@ -75,7 +75,7 @@ def test_gdal_fills_the_same_pixels() -> None:
 
 @given(masks())
 @settings(max_examples=60, deadline=None)
-def test_run_lengths_give_the_mask_back(mask: np.ndarray) -> None:
+def test_run_lengths_give_the_mask_back(mask):
     for polygon in mask_polygons(mask, 3):
         counts = run_lengths(polygon, mask.shape)
         assert sum(counts) == mask.size
@@ -86,7 +86,7 @@ def test_run_lengths_give_the_mask_back(mask: np.ndarray) -> None:
         assert (mask[region] == polygon.class_id).all()
 
 
-def test_a_pixel_wide_line_a_ring_and_a_corner_contact() -> None:
+def test_a_pixel_wide_line_a_ring_and_a_corner_contact():
     mask = np.zeros((6, 7), np.uint8)
     mask[1:4, 1:4] = 1
     mask[2, 2] = 0
@@ -96,7 +96,7 @@ def test_a_pixel_wide_line_a_ring_and_a_corner_contact() -> None:
     assert sorted(map(tuple, line.rings[0].tolist())) == [(4, 4), (4, 5), (7, 4), (7, 5)]
 
 
-def test_simplified_outlines_stay_close_and_keep_their_turn() -> None:
+def test_simplified_outlines_stay_close_and_keep_their_turn():
     y, x = np.mgrid[:200, :200]
     disc = ((x - 100) ** 2 + (y - 90) ** 2 < 70**2).astype(np.uint8)
     exact = mask_polygons(disc, 2)[1]
@@ -113,14 +113,14 @@ def test_simplified_outlines_stay_close_and_keep_their_turn() -> None:
         simplified(exact, -1)
 
 
-def test_small_regions_can_be_left_out() -> None:
+def test_small_regions_can_be_left_out():
     mask = np.zeros((9, 9), np.uint8)
     mask[1, 1] = mask[4:7, 4:7] = 1
     assert [p.pixels for p in mask_polygons(mask, 2, min_pixels=2)] == [71, 9]
     assert mask_polygons(np.full((3, 3), 255, np.uint8), 2) == []
 
 
-def test_geojson_in_pixels_and_on_a_map() -> None:
+def test_geojson_in_pixels_and_on_a_map():
     mask = np.zeros((4, 4), np.uint8)
     mask[1:3, 1:3] = 1
     polygons = mask_polygons(mask, 2)
@@ -144,7 +144,7 @@ def test_geojson_in_pixels_and_on_a_map() -> None:
 
 @given(masks())
 @settings(max_examples=40, deadline=None)
-def test_coco_gives_the_mask_back(mask: np.ndarray) -> None:
+def test_coco_gives_the_mask_back(mask):
     for everything in (False, True):
         coco = to_coco(
             mask_polygons(mask, 3),
@@ -168,7 +168,7 @@ def test_coco_gives_the_mask_back(mask: np.ndarray) -> None:
         np.testing.assert_array_equal(again, mask)
 
 
-def test_coco_files_of_single_images_become_one() -> None:
+def test_coco_files_of_single_images_become_one():
     mask = np.array([[0, 1], [0, 1]], np.uint8)
     one = to_coco(mask_polygons(mask, 2), LABELS, file_name="1.png", size=(2, 2))
     two = to_coco(mask_polygons(mask, 2), LABELS, file_name="2.png", size=(2, 2))
@@ -181,7 +181,7 @@ def test_coco_files_of_single_images_become_one() -> None:
 
 @given(masks())
 @settings(max_examples=40, deadline=None)
-def test_labelme_drawn_in_order_gives_the_mask_back(mask: np.ndarray) -> None:
+def test_labelme_drawn_in_order_gives_the_mask_back(mask):
     mask[mask == 255] = 0  # every pixel of a prediction has a class
     file = to_labelme(mask_polygons(mask, 3), LABELS, file_name="x.png", size=mask.shape)
     again = np.full(mask.shape, 255, np.uint8)

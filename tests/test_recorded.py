@@ -22,7 +22,7 @@ def _model() -> Any:
     return create_model("setr_mla_nano", num_classes=5, img_size=32, channels=8).eval()
 
 
-def test_on_a_cpu_it_is_the_model() -> None:
+def test_on_a_cpu_it_is_the_model():
     model = _model()
     assert recorded(model) is model
 
@@ -58,7 +58,7 @@ class _Stream:
         self.waited.append(other)
 
 
-def test_a_shape_that_comes_again_is_recorded_once(made: list[tuple[int, ...]]) -> None:
+def test_a_shape_that_comes_again_is_recorded_once(made):
     model, (x, y) = _model(), torch.rand(2, 1, 3, 32, 48)
     passes, (x, y) = Recorded(model), (x, y[..., :32])
     with torch.inference_mode():
@@ -69,9 +69,7 @@ def test_a_shape_that_comes_again_is_recorded_once(made: list[tuple[int, ...]]) 
     assert made == [(1, 3, 32, 48)]
 
 
-def test_where_weights_have_moved_all_is_recorded_anew(
-    made: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_weights_have_moved_all_is_recorded_anew(made, monkeypatch):
     monkeypatch.setattr(module, "PLAIN", 0)
     model, x = _model(), torch.rand(1, 3, 32, 32)
     passes = Recorded(model)
@@ -84,9 +82,7 @@ def test_where_weights_have_moved_all_is_recorded_anew(
     assert made == [(1, 3, 32, 32)] * 2
 
 
-def test_many_shapes_do_not_replace_each_other(
-    made: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_shapes_do_not_replace_each_other(made, monkeypatch):
     for name, value in {"PLAIN": 0, "SHAPES": 2, "REST": 10}.items():
         monkeypatch.setattr(module, name, value)
     passes = Recorded(_model())
@@ -104,9 +100,7 @@ def test_many_shapes_do_not_replace_each_other(
     assert len(passes.recordings) == 2
 
 
-def test_without_memory_passes_are_plain(
-    made: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_memory_passes_are_plain(made, monkeypatch):
     def refused(*_: Any) -> None:
         made.append(())
         raise RuntimeError("out of memory")
@@ -119,9 +113,7 @@ def test_without_memory_passes_are_plain(
     assert made == [()]
 
 
-def test_what_is_replaced_is_recorded_anew(
-    made: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_replaced_is_recorded_anew(made, monkeypatch):
     """In a pool of its own: torch refuses one that all its graphs have left."""
     pools = []
     recording = module._Recording
@@ -146,9 +138,7 @@ def test_what_is_replaced_is_recorded_anew(
     assert len(set(pools)) == 3
 
 
-def test_hooks_are_called_in_every_pass(
-    made: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hooks_are_called_in_every_pass(made, monkeypatch):
     monkeypatch.setattr(module, "PLAIN", 0)
     model, x, seen = _model(), torch.rand(1, 3, 32, 32), []
     passes = Recorded(model)
@@ -165,9 +155,7 @@ def test_hooks_are_called_in_every_pass(
     assert (len(seen), len(made)) == (3, 2)
 
 
-def test_only_in_inference_mode_whose_tensors_may_not_be_written_outside(
-    made: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_in_inference_mode_whose_tensors_may_not_be_written_outside(made, monkeypatch):
     monkeypatch.setattr(module, "PLAIN", 0)
     passes, x = Recorded(_model()), torch.rand(1, 3, 32, 32)
     with torch.no_grad():
@@ -175,9 +163,7 @@ def test_only_in_inference_mode_whose_tensors_may_not_be_written_outside(
     assert made == []
 
 
-def test_recordings_make_room_for_a_pass_that_needs_their_memory(
-    made: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recordings_make_room_for_a_pass_that_needs_their_memory(made, monkeypatch):
     monkeypatch.setattr(module, "PLAIN", 0)
     monkeypatch.setattr(module, "MAX_PIXELS", 32 * 32)
     model = _model()
@@ -197,7 +183,7 @@ def test_recordings_make_room_for_a_pass_that_needs_their_memory(
     assert not passes.recordings
 
 
-def test_streams_take_turns(made: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_take_turns(made, monkeypatch):
     """Of one model and of two, whose graphs share memory."""
     monkeypatch.setattr(module, "PLAIN", 0)
     x, first, second = torch.rand(1, 3, 32, 32), _Stream(0), _Stream(0)
@@ -209,14 +195,14 @@ def test_streams_take_turns(made: list[tuple[int, ...]], monkeypatch: pytest.Mon
     assert (first.waited, second.waited) == ([second], [first])
 
 
-def test_a_copy_is_of_the_copied_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_is_of_the_copied_model(monkeypatch):
     monkeypatch.setattr(module, "recorded", Recorded)
     model = _model()
     copied, passes = copy.deepcopy((model, Recorded(model)))
     assert passes.model is copied is not model
 
 
-def test_a_predictor_takes_another_model() -> None:
+def test_a_predictor_takes_another_model():
     info = ModelInfo(labels=scenes.LABELS)
     models = [
         create_model(
@@ -233,9 +219,7 @@ def test_a_predictor_takes_another_model() -> None:
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_a_recording_is_on_the_streams_of_its_gpu(
-    monkeypatch: pytest.MonkeyPatch, broken: bool
-) -> None:
+def test_a_recording_is_on_the_streams_of_its_gpu(monkeypatch, broken):
     """And leaves this thread its own stream, also where it is broken off."""
     used: list[Any] = []
 
@@ -288,7 +272,7 @@ def test_a_recording_is_on_the_streams_of_its_gpu(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_replay_is_the_pass() -> None:
+def test_a_replay_is_the_pass():
     model = _model().cuda()
     passes = recorded(model)
     with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):

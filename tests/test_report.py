@@ -7,7 +7,6 @@ import io
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,7 +66,7 @@ def simulated(seed: int = 0, images: int = 5) -> tuple[dict, Gallery]:
     return {**card.summary(), "protocol": "whole image", "seconds": 1.0}, gallery
 
 
-def test_evaluation_page(tmp_path: Path) -> None:
+def test_evaluation_page(tmp_path):
     figures, gallery = simulated()
     others, theirs = simulated(seed=1)
     metrics = {
@@ -99,7 +98,7 @@ def test_evaluation_page(tmp_path: Path) -> None:
     assert [float(v) for v in shown] == pytest.approx([*mious[:2], *mious[:-3:-1]], abs=0.06)
 
 
-def test_many_classes_of_which_few_occur_have_a_chart_with_names(tmp_path: Path) -> None:
+def test_many_classes_of_which_few_occur_have_a_chart_with_names(tmp_path):
     names = tuple(f"class {i}" for i in range(150))
     matrix = np.zeros((150, 151), np.int64)
     matrix[7, 7], matrix[7, 140] = 90, 10
@@ -118,7 +117,7 @@ def test_many_classes_of_which_few_occur_have_a_chart_with_names(tmp_path: Path)
     assert "No pixel was counted" in (tmp_path / "x.html").read_text()
 
 
-def test_charts_show_the_numbers() -> None:
+def test_charts_show_the_numbers():
     matrix = np.array([[90, 10, 0], [5, 95, 0]])
     chart = confusion_chart(matrix, ("a", "b"))
     assert "a predicted as b: 10.0 %" in chart
@@ -138,7 +137,7 @@ def test_charts_show_the_numbers() -> None:
     assert "confidence 80.0 %, accuracy 60.0 %" in reliability_chart(calibration)
 
 
-def test_wide_characters_have_room() -> None:
+def test_wide_characters_have_room():
     """Chinese, Japanese and Korean ones are twice as wide as Latin ones."""
     matrix = np.eye(2, 3, dtype=np.int64)
 
@@ -151,7 +150,7 @@ def test_wide_characters_have_room() -> None:
     assert [cell_len(line) for line in lines[:3]] == [cell_len(lines[0])] * 3
 
 
-def test_pictures() -> None:
+def test_pictures():
     values = np.linspace(0, 1, 5)[None]
     levels = heat(values).astype(int).sum(axis=2)[0]
     assert (np.diff(levels) > 0).all()  # lightness rises, so a grey print can be read
@@ -161,12 +160,12 @@ def test_pictures() -> None:
     assert bar(None) == "n/a"
 
 
-def test_page_title_is_escaped(tmp_path: Path) -> None:
+def test_page_title_is_escaped(tmp_path):
     write_page(tmp_path / "page.html", "a & b", ["<p>text</p>"])
     assert "<title>a &amp; b</title>" in (tmp_path / "page.html").read_text()
 
 
-def test_a_title_is_text_whatever_it_says(tmp_path: Path) -> None:
+def test_a_title_is_text_whatever_it_says(tmp_path):
     write_page(tmp_path / "page.html", "BODY of </title>TITLE", ["<p>BODY and TITLE</p>"])
     page = (tmp_path / "page.html").read_text()
     shown = "BODY of &lt;/title&gt;TITLE"
@@ -181,14 +180,14 @@ def test_a_title_is_text_whatever_it_says(tmp_path: Path) -> None:
     [((500, 80000), (13, 2080)), ((1, 70000), (1, 2080)), ((100, 300), (100, 300)),
      ((1040, 30), (520, 15))],
 )  # fmt: skip
-def test_high_pictures_are_shrunk(photo: bool, size: tuple[int, int], shown: tuple) -> None:
+def test_high_pictures_are_shrunk(photo, size, shown):
     picture = np.zeros((size[1], size[0], 3), np.uint8)
     data = figure(picture, "strip", photo=photo).partition("base64,")[2].partition('"')[0]
     with Image.open(io.BytesIO(base64.b64decode(data))) as image:
         assert image.size == shown
 
 
-def test_the_gallery_keeps_small_pictures_that_show_the_same() -> None:
+def test_the_gallery_keeps_small_pictures_that_show_the_same():
     """Of a large photo, the twelve that are kept would be gigabytes."""
     rng = np.random.default_rng(0)
     truth, prediction = rng.integers(0, 3, (2, 700, 1301), dtype=np.uint8)
@@ -210,13 +209,13 @@ def test_the_gallery_keeps_small_pictures_that_show_the_same() -> None:
 
 
 @pytest.mark.parametrize(("high", "said"), [(3.04, "3.0"), (0.0412, "0.041"), (0.0, "1.0")])
-def test_the_loss_curve_names_its_highest_value(high: float, said: str) -> None:
+def test_the_loss_curve_names_its_highest_value(high, said):
     chart = loss_chart({"training": [(1, high), (2, high / 2)]})
     assert f'text-anchor="end">{said}</text>' in chart
     assert "nan" not in chart
 
 
-def test_both_losses_of_a_run_are_in_one_chart(tmp_path: Path) -> None:
+def test_both_losses_of_a_run_are_in_one_chart(tmp_path):
     """The validation's beside the main head's, since it has no auxiliary heads."""
     lines = [
         {"step": 50, "loss": 9.0, "main": 4.0},
@@ -240,7 +239,7 @@ def test_both_losses_of_a_run_are_in_one_chart(tmp_path: Path) -> None:
     assert loss_curves(log) == "<p>Too few steps for a curve.</p>"
 
 
-def test_regions_and_thresholds_have_tables(tmp_path: Path) -> None:
+def test_regions_and_thresholds_have_tables(tmp_path):
     figures, gallery = simulated()
     name = next(iter(figures["iou"]))
     figures["regions"][name] = {

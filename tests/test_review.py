@@ -131,7 +131,7 @@ def reviewed(samples: list[Sample], **options: Any) -> Any:
 # --- one label ------------------------------------------------------------------------------------
 
 
-def test_the_soft_minimum_is_that_of_the_paper() -> None:
+def test_the_soft_minimum_is_that_of_the_paper():
     p = np.array([0.9, 0.8, 0.05, 1.0], np.float32)
     weights = [math.exp((1 - float(v)) / 0.1) for v in p]
     expected = sum(w * float(v) for w, v in zip(weights, p, strict=True)) / sum(weights)
@@ -141,7 +141,7 @@ def test_the_soft_minimum_is_that_of_the_paper() -> None:
     assert soft_minimum(np.empty(0, np.float32)) is None
 
 
-def test_quality_by_hand() -> None:
+def test_quality_by_hand():
     truth = np.zeros((40, 40), np.uint8)
     truth[0, 0] = IGNORE
     p = np.full(truth.shape, 0.9, np.float32)
@@ -154,13 +154,13 @@ def test_quality_by_hand() -> None:
     assert label_quality(np.full_like(truth, IGNORE), p) is None
 
 
-def test_near_is_a_share_of_the_diagonal() -> None:
+def test_near_is_a_share_of_the_diagonal():
     assert reach((3, 4)) == 1
     assert reach((360, 480)) == 4
     assert reach((1024, 2048)) == 17
 
 
-def test_regions_by_hand() -> None:
+def test_regions_by_hand():
     truth = np.zeros((100, 100), np.uint8)
     truth[:, 60:] = 1
     prediction = truth.copy()
@@ -179,7 +179,7 @@ def test_regions_by_hand() -> None:
     assert len(suspicious_regions(truth, truth, confidence, likelihoods)) == 0
 
 
-def test_regions_per_image_are_limited_to_the_worst() -> None:
+def test_regions_per_image_are_limited_to_the_worst():
     truth = np.zeros((200, 200), np.uint8)
     prediction = truth.copy()
     spots = [(y, x) for y in range(0, 200, 20) for x in range(0, 200, 20)]
@@ -195,7 +195,7 @@ def test_regions_per_image_are_limited_to_the_worst() -> None:
     ("right", "down"), [(20, 0), (-20, 0), (0, 13), (7, -11), (-30, 25), (40, 0), (6, 0)]
 )
 @pytest.mark.parametrize("size", [96, 400])
-def test_shifts_are_found_to_the_pixel(right: int, down: int, size: int) -> None:
+def test_shifts_are_found_to_the_pixel(right, down, size):
     ids = cv2.resize(scene(5), (size, size), interpolation=cv2.INTER_NEAREST)
     factor = 1 if size == SIDE else 3
     found = find_misplaced(shifted(ids, right * factor, down * factor), ids)
@@ -205,7 +205,7 @@ def test_shifts_are_found_to_the_pixel(right: int, down: int, size: int) -> None
     assert found.before < 0.95
 
 
-def test_mirrored_and_turned_labels_are_found() -> None:
+def test_mirrored_and_turned_labels_are_found():
     ids = scene(4)
     for kind, label in (
         ("mirrored", ids[:, ::-1]),
@@ -222,7 +222,7 @@ def test_mirrored_and_turned_labels_are_found() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 900), (20, 3000), (700, 3)])
-def test_any_shape_is_examined(shape: tuple[int, int]) -> None:
+def test_any_shape_is_examined(shape):
     rng = np.random.default_rng(0)
     label, seen = rng.integers(0, 3, (2, *shape)).astype(np.uint8)
     assert find_misplaced(label, seen) is None
@@ -232,7 +232,7 @@ def test_any_shape_is_examined(shape: tuple[int, int]) -> None:
     assert label_quality(label, ones) == 1
 
 
-def test_what_is_wrong_otherwise_is_not_called_shifted() -> None:
+def test_what_is_wrong_otherwise_is_not_called_shifted():
     """A shift or a mirror that moves the contradictions out of the image explains nothing."""
     ids = scene(6)
     assert find_misplaced(ids, ids) is None
@@ -248,7 +248,7 @@ def test_what_is_wrong_otherwise_is_not_called_shifted() -> None:
 # --- a split --------------------------------------------------------------------------------------
 
 
-def test_all_wrong_labels_and_no_others_are_found() -> None:
+def test_all_wrong_labels_and_no_others_are_found():
     samples, kinds = corrupted()
     review = reviewed(samples)
     assert {suspect.number for suspect in review.suspects} == set(kinds)
@@ -277,7 +277,7 @@ def test_all_wrong_labels_and_no_others_are_found() -> None:
     assert copy.values == {"image": review.rows[28].name, "difference": 16 / SIDE**2}
 
 
-def test_regions_need_the_confidence_that_the_class_has_where_it_is_labelled() -> None:
+def test_regions_need_the_confidence_that_the_class_has_where_it_is_labelled():
     """The oracle is unsure of both objects without a label, but of cars it is never surer."""
     car, person = NAMES.index("car"), NAMES.index("person")
     truth, seen = np.full((2, 64, 64), NAMES.index("grass"), np.uint8)
@@ -302,7 +302,7 @@ def test_regions_need_the_confidence_that_the_class_has_where_it_is_labelled() -
     assert {int(r["predicted"]) for r in review.rows[0].regions} == {car, person}
 
 
-def test_ignored_labels_have_no_quality() -> None:
+def test_ignored_labels_have_no_quality():
     samples = [Sample(shown(scene(0)), scene(0)), Sample(shown(scene(1), 1), scene(1))]
     samples[0].mask[:] = IGNORE
     review = reviewed(samples)
@@ -315,7 +315,7 @@ def test_ignored_labels_have_no_quality() -> None:
 @pytest.mark.parametrize(
     "protocol", [Protocol(), Protocol(window=(32, 32), stride=(24, 24)), Protocol().multi_scale()]
 )
-def test_likelihoods_are_those_of_the_scores(protocol: Protocol) -> None:
+def test_likelihoods_are_those_of_the_scores(protocol):
     torch.manual_seed(0)
     model = tiny_model("naive", num_classes=9).eval()
     ids = scene(2)
@@ -343,7 +343,7 @@ def test_likelihoods_are_those_of_the_scores(protocol: Protocol) -> None:
     np.testing.assert_array_equal(plain[0].prediction, scored.prediction)
 
 
-def test_memory_does_not_grow_with_pixels() -> None:
+def test_memory_does_not_grow_with_pixels():
     """Of each image about a kilobyte stays, whatever its size; pictures are few and small."""
     for side in (64, 512):
         reviewer = Reviewer(9, shown=2)
@@ -397,7 +397,7 @@ def review(folder: Path, *more: str) -> int:
     )  # fmt: skip
 
 
-def test_the_command_writes_what_was_found(folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_writes_what_was_found(folder, capsys):
     assert review(folder) == OK
     out, err = capsys.readouterr()
     first, second = out.splitlines()[:2]
@@ -451,7 +451,7 @@ def test_the_command_writes_what_was_found(folder: Path, capsys: pytest.CaptureF
     assert again == found
 
 
-def test_a_broken_image_is_named_and_left_out(folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_broken_image_is_named_and_left_out(folder, capsys):
     (folder / "data" / "images" / "val" / "scene_05.png").write_bytes(b"")
     assert review(folder) == FAILED
     out, err = capsys.readouterr()
@@ -462,9 +462,7 @@ def test_a_broken_image_is_named_and_left_out(folder: Path, capsys: pytest.Captu
     assert len(found["failed"]) == 1
 
 
-def test_an_interrupted_review_keeps_what_it_saw(
-    folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_review_keeps_what_it_saw(folder, capsys, monkeypatch):
     seen = 0
     original = Reviewer.__call__
 
@@ -485,7 +483,7 @@ def test_an_interrupted_review_keeps_what_it_saw(
     assert len(list(csv.DictReader((folder / "model" / "review-val" / "images.csv").open()))) == 9
 
 
-def test_wrong_lines_are_one_line(folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_wrong_lines_are_one_line(folder, capsys):
     for more, code, text in (
         (["--split", "test"], DATA_CHECK_FAILED, "test"),
         (["--workers", "-1"], USAGE, "--workers -1: give 0 or more"),
@@ -501,9 +499,7 @@ def test_wrong_lines_are_one_line(folder: Path, capsys: pytest.CaptureFixture) -
     assert not (folder / "model" / "review-val").exists()
 
 
-def test_results_do_not_replace_those_of_a_model(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_results_do_not_replace_those_of_a_model(tmp_path, capsys):
     model = tiny_model("naive", num_classes=9)
     save_pretrained(tmp_path / "m", model, ModelInfo(labels=scenes.LABELS))
     assert main(["review", str(tmp_path / "m"), "scenes:20", "-o", str(tmp_path / "m")]) == USAGE
@@ -517,7 +513,7 @@ def test_results_do_not_replace_those_of_a_model(
 # --- real data ------------------------------------------------------------------------------------
 
 
-def test_the_shifted_label_of_camvid_is_found(shared: Path) -> None:
+def test_the_shifted_label_of_camvid_is_found(shared):
     """The published label of a frame is 90 pixels off; those of its neighbours play the model."""
     dataset = open_dataset(str(shared / "data" / "camvid"), "test", "camvid")
     names = [dataset.image_name(i) for i in range(len(dataset))]

@@ -40,7 +40,7 @@ def failure(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str
     return code, lines[0]
 
 
-def test_camvid_equals_the_referees(shared: Path, capsys: pytest.CaptureFixture) -> None:
+def test_camvid_equals_the_referees(shared, capsys):
     folder = shared / "data" / "metric_cases" / "camvid"
     figures = score(
         capsys, folder / "pred", folder / "gt", "--num-classes", 11, "--ignore-index", 11
@@ -53,9 +53,7 @@ def test_camvid_equals_the_referees(shared: Path, capsys: pytest.CaptureFixture)
 
 
 @pytest.mark.parametrize(("absent", "miou"), [("skip", 1.0), ("zero", 0.1)])
-def test_ade20k_equals_its_server(
-    shared: Path, capsys: pytest.CaptureFixture, absent: str, miou: float
-) -> None:
+def test_ade20k_equals_its_server(shared, capsys, absent, miou):
     folder = shared / "data" / "metric_cases" / "ade_shipped"
     figures = score(
         capsys, folder / "pred", folder / "gt", "--num-classes", 150, "--reduce-zero-label",
@@ -66,7 +64,7 @@ def test_ade20k_equals_its_server(
     assert figures["absent"] == absent
 
 
-def test_figures_and_table(folders: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
+def test_figures_and_table(folders, capsys):
     figures = score(capsys, *folders, "--num-classes", 3)
     assert figures["iou"] == {"0": 2 / 3, "1": 2 / 3, "2": None}
     assert figures["images"] == 2
@@ -78,7 +76,7 @@ def test_figures_and_table(folders: tuple[Path, Path], capsys: pytest.CaptureFix
     assert "--absent zero" in table
 
 
-def test_label_map(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_label_map(tmp_path, capsys):
     """As for Cityscapes: ids in files are not training ids; a predicted void pixel is wrong."""
     prediction = save(tmp_path / "pred", x=[[7, 7, 8, 0, 200]])
     truth = save(tmp_path / "gt", x=[[7, 8, 8, 8, 0]])
@@ -93,7 +91,7 @@ def test_label_map(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert figures["iou"] == {"0": 1 / 2, "1": 1 / 3}
 
 
-def test_a_data_yaml_and_what_predict_writes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_data_yaml_and_what_predict_writes(tmp_path, capsys):
     """Truth has the data set's ids or colours, predictions have class numbers."""
     (tmp_path / "data.yaml").write_text(
         "\ufeffclasses: [no, yes]\nlabel_map: {0: no, 255: yes}\nignore: 7\n", encoding="utf-8"
@@ -123,7 +121,7 @@ def test_a_data_yaml_and_what_predict_writes(tmp_path: Path, capsys: pytest.Capt
     assert figures["iou"] == {"no": 1.0, "yes": 1 / 2}
 
 
-def test_known_map_and_cityscapes_names(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_known_map_and_cityscapes_names(tmp_path, capsys):
     prediction = save(tmp_path / "pred", bonn_000001_000019_leftImg8bit=[[0, 1, 10]])
     truth = save(tmp_path / "gt", bonn_000001_000019_gtFine_labelIds=[[0, 1, 11]])
     figures = score(capsys, prediction, truth, "--label-map", "camvid")
@@ -139,7 +137,7 @@ def test_known_map_and_cityscapes_names(tmp_path: Path, capsys: pytest.CaptureFi
     assert score(capsys, prediction, truth, "--label-map", "camvid") == figures
 
 
-def test_label_ids_and_training_ids_of_cityscapes(tmp_path, capsys) -> None:
+def test_label_ids_and_training_ids_of_cityscapes(tmp_path, capsys):
     """Of both in a folder those are read that the map lists, as fine or coarse labels."""
     prediction = save(tmp_path / "pred", bonn_000001_000019_leftImg8bit=[[7, 8, 33, 7]])
     numbers = save(tmp_path / "numbers", bonn_000001_000019_leftImg8bit=[[0, 1, 18, 0]])
@@ -168,9 +166,7 @@ def test_label_ids_and_training_ids_of_cityscapes(tmp_path, capsys) -> None:
     assert "_labelTrainIds.png: contains training ids, but the map lists label ids; " in line
 
 
-def test_a_truncated_file_is_named_and_counted(
-    folders: tuple[Path, Path], capsys: pytest.CaptureFixture
-) -> None:
+def test_a_truncated_file_is_named_and_counted(folders, capsys):
     whole = (folders[0] / "b.png").read_bytes()
     (folders[0] / "b.png").write_bytes(whole[: len(whole) // 2])
     assert main(["score", *map(str, folders), "--num-classes", "2", "--json"]) == FAILED
@@ -182,9 +178,7 @@ def test_a_truncated_file_is_named_and_counted(
     assert "1 of 2 images failed" in streams.err
 
 
-def test_ids_that_are_given_are_ignored_whatever_the_map_says(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_ids_that_are_given_are_ignored_whatever_the_map_says(tmp_path, capsys):
     prediction = save(tmp_path / "pred", x=[[7, 7, 7, 0, 255]])
     truth = save(tmp_path / "gt", x=[[7, 8, 8, 0, 255]])
     mapping = tmp_path / "map.yaml"
@@ -200,13 +194,13 @@ def test_ids_that_are_given_are_ignored_whatever_the_map_says(
     assert "--ignore-index 8: the truth of" in line
 
 
-def test_an_ignored_id_that_no_file_can_hold(folders, capsys) -> None:
+def test_an_ignored_id_that_no_file_can_hold(folders, capsys):
     """As torch's ignore_index=-100."""
     code, line = failure(capsys, *folders, "--num-classes", 2, "--ignore-index=-100")
     assert (code, line) == (USAGE, "setr: --ignore-index -100: ids in files are 0 to 65535")
 
 
-def test_sizes_must_agree(folders: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
+def test_sizes_must_agree(folders, capsys):
     save(folders[0], b=[[1, 1]])
     code, line = failure(capsys, *folders, "--num-classes", 2)
     assert code == DATA_CHECK_FAILED
@@ -214,18 +208,14 @@ def test_sizes_must_agree(folders: tuple[Path, Path], capsys: pytest.CaptureFixt
     assert "2x1 but its truth 3x1" in line
 
 
-def test_unlisted_truth_is_an_error(
-    folders: tuple[Path, Path], capsys: pytest.CaptureFixture
-) -> None:
+def test_unlisted_truth_is_an_error(folders, capsys):
     code, line = failure(capsys, *folders, "--num-classes", 2, "--ignore-index", 9)
     assert code == DATA_CHECK_FAILED
     assert "b.png" in line
     assert "255 (1 px)" in line
 
 
-def test_missing_predictions_are_named(
-    folders: tuple[Path, Path], capsys: pytest.CaptureFixture
-) -> None:
+def test_missing_predictions_are_named(folders, capsys):
     (folders[0] / "a.png").unlink()
     code, line = failure(capsys, *folders, "--num-classes", 2)
     assert code == DATA_CHECK_FAILED
@@ -243,15 +233,13 @@ def test_missing_predictions_are_named(
         (["--num-classes", 0], "give at least 1"),
     ],
 )
-def test_contradicting_options(
-    folders: tuple[Path, Path], capsys: pytest.CaptureFixture, options: list, message: str
-) -> None:
+def test_contradicting_options(folders, capsys, options, message):
     code, line = failure(capsys, *folders, *options)
     assert code in (USAGE, FAILED)
     assert message in line
 
 
-def test_empty_folders(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_empty_folders(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     code, line = failure(capsys, tmp_path / "empty", tmp_path / "empty", "--num-classes", 2)
     assert (code, "no label images" in line) == (DATA_CHECK_FAILED, True)

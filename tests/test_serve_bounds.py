@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock
@@ -464,9 +463,7 @@ def test_keys_are_read_as_they_were_meant(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("listed", ["", " ", ",", "schlüssel", "a,b\x07"])
-def test_keys_that_would_let_all_or_nobody_in_end_the_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, listed: str
-) -> None:
+def test_keys_that_would_let_all_or_nobody_in_end_the_start(tmp_path, monkeypatch, capsys, listed):
     monkeypatch.setenv("SETR_API_KEYS", listed)
     assert main(["serve", "no/such/model"]) == USAGE
     said = capsys.readouterr().err

@@ -40,7 +40,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
-def test_the_server_keeps_what_the_document_says(document: Any, mode: Any) -> None:
+def test_the_server_keeps_what_the_document_says(document, mode):
     """Valid and invalid requests: documented statuses, types, schemas; no fault; no way in."""
     tested = []
     for found in document.get_all_operations():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -150,7 +149,7 @@ def test_without_a_pixel_that_counts_there_is_none():
         assert loss.mean() is None
 
 
-def test_a_run_logs_the_loss_of_its_validation(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_run_logs_the_loss_of_its_validation(tmp_path, capsys):
     settings = tiny_config(
         tmp_path / "run", steps=4, eval_every=2, class_weights="sky=0.25,road=2", ema=0.5
     )
@@ -180,14 +179,14 @@ def test_a_run_logs_the_loss_of_its_validation(tmp_path: Path, capsys: pytest.Ca
     assert kept["loss"] == pytest.approx(total / pixels, rel=1e-5)
 
 
-def test_it_has_the_kind_the_weights_and_the_divisor_of_the_training(tmp_path: Path) -> None:
+def test_it_has_the_kind_the_weights_and_the_divisor_of_the_training(tmp_path):
     config = tiny_config(tmp_path, loss="dice", loss_norm="all")
     run = best.Best(config, None, None, None, torch.device("cpu"), WEIGHT)  # type: ignore[arg-type]
     loss = run._loss(tiny_model("naive"))
     assert (loss.kind, loss.norm, loss.weight) == ("dice", "all", WEIGHT)
 
 
-def test_eomt_has_the_cross_entropy_of_its_scores(tmp_path: Path) -> None:
+def test_eomt_has_the_cross_entropy_of_its_scores(tmp_path):
     """Under another name: its own loss compares the masks of queries."""
     config = tiny_config(tmp_path, loss_norm="all")
     run = best.Best(config, None, None, None, torch.device("cpu"), torch.ones(5))  # type: ignore[arg-type]
@@ -208,9 +207,7 @@ def test_eomt_has_the_cross_entropy_of_its_scores(tmp_path: Path) -> None:
     assert streamed(model, pairs, loss) == pytest.approx(total / pixels, rel=1e-5)
 
 
-def test_a_run_of_eomt_tells_its_cross_entropy(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_run_of_eomt_tells_its_cross_entropy(tmp_path, capsys):
     pytest.importorskip("scipy")
     model = {"model.name": "eomt_nano", "model.taps": None, "model.channels": None}
     config = tiny_config(tmp_path / "run", steps=2).replace(model)
