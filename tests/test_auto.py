@@ -34,12 +34,7 @@ from setr.model_info import ModelInfo
 from setr.reading.files import write_bytes
 from setr.recipes import recipe
 from setr.training import plan, timing
-from setr.training.plan import (
-    Extent,
-    length_choices,
-    scale_choices,
-    seconds_before,
-)
+from setr.training.plan import Extent, length_choices, scale_choices, seconds_before
 from setr.training.teacher import Teacher
 from tests.conftest import tiny_config, tiny_model, write_scene_folders
 

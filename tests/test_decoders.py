@@ -38,10 +38,7 @@ DECODERS = {
         lambda: MLA(C, K, stream_channels=8, classifier_kernel=1, align_corners=False),
         4,
     ),
-    "auxiliary": (
-        lambda: UpsampleHead(C, K, num_convs=2, scale=4, final_scale=4, channels=16),
-        16,
-    ),
+    "auxiliary": (lambda: UpsampleHead(C, K, num_convs=2, scale=4, final_scale=4, channels=16), 16),
     "auxiliary of mla": (lambda: PointwiseHead(C, K), 1),
     "fcn": (lambda: FCN(C, K, channels=16), 1),
     "fcn auxiliary": (lambda: FCN(C, K, channels=16, num_convs=1, concat_input=False), 1),

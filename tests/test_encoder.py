@@ -349,11 +349,7 @@ def test_any_timm_vit_trains_on_a_non_square_size(name):
     """Build at depth 2, run a size that is no square and no multiple, take one step."""
     torch.manual_seed(0)
     model = create_model(
-        "setr_mla_tiny",
-        num_classes=3,
-        encoder=name,
-        channels=16,
-        encoder_args={"depth": 2},
+        "setr_mla_tiny", num_classes=3, encoder=name, channels=16, encoder_args={"depth": 2}
     )
     images = torch.randn(2, 3, 60, 90)
     assert model.eval()(images).shape == (2, 3, 60, 90)

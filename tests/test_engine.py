@@ -642,8 +642,7 @@ def test_the_device_is_checked_before_data_are_opened(config, changed, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("number", "group"),
-    [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, True)],
+    ("number", "group"), [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, True)]
 )
 def test_a_signal_saves_and_exits_130(tmp_path, number, group):
     """To the process, or with its workers to the group, as a terminal and `timeout` send it."""

@@ -90,10 +90,7 @@ def test_predictions_equal_plain_operations(masked, size):
             assert apart < 2e-5  # the encoder's rotary angles are in fp32
 
 
-HEAD = [
-    (r"^decoder\.queries$", "q.weight"),
-    (r"^decoder\.", ""),
-]
+HEAD = [(r"^decoder\.queries$", "q.weight"), (r"^decoder\.", "")]
 BLOCKS = [
     (r"gamma_(\d)$", r"layer_scale\1.lambda1"),
     (r"attn\.proj\.", "attention.o_proj."),

@@ -33,13 +33,7 @@ from setr.layers import cpu_blocks
 from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
 from setr.pages import lettering
-from setr.pages.figures import (
-    View,
-    attention_figure,
-    features_figure,
-    make_view,
-    spread_layers,
-)
+from setr.pages.figures import View, attention_figure, features_figure, make_view, spread_layers
 from setr.pages.lettering import fitted, lettered
 from setr.pages.montage import mark, montage, with_legend
 from setr.predictor import Predictor
@@ -234,10 +228,7 @@ def test_features_are_shown_of_the_layers_of_figure_5():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        ({"layers": (4,)}, "numbered 1 to 3"),
-        ({"layers": (1,), "point": (9, 0)}, "3 rows"),
-    ],
+    [({"layers": (4,)}, "numbered 1 to 3"), ({"layers": (1,), "point": (9, 0)}, "3 rows")],
 )
 def test_impossible_requests(arguments, message):
     with pytest.raises(SetrError, match=message):

@@ -13,13 +13,7 @@ from torch import Tensor
 
 from setr import inference
 from setr.errors import USAGE, SetrError
-from setr.inference import (
-    NormalizedImages,
-    mask_blocks,
-    normalize,
-    predict_mask,
-    predict_scores,
-)
+from setr.inference import NormalizedImages, mask_blocks, normalize, predict_mask, predict_scores
 from setr.kernels import windows
 from setr.kernels.resized_rows import _resize_columns, resize_rows
 from setr.kernels.windows import window_starts

@@ -9,12 +9,7 @@ import torch.nn.functional as F
 from setr.errors import SetrError
 from setr.kernels.region_losses import hard_target, upsample_dice, upsample_lovasz
 from setr.labels import IGNORE
-from setr.losses import (
-    count_weight,
-    segmentation_loss,
-    upsample_cross_entropy,
-    upsample_focal,
-)
+from setr.losses import count_weight, segmentation_loss, upsample_cross_entropy, upsample_focal
 from setr.model import Output
 
 SIZE = (32, 48)
@@ -77,11 +72,7 @@ def plain_lovasz(logits, target):
 
 @pytest.mark.parametrize(
     ("fused", "plain"),
-    [
-        (upsample_focal, plain_focal),
-        (upsample_dice, plain_dice),
-        (upsample_lovasz, plain_lovasz),
-    ],
+    [(upsample_focal, plain_focal), (upsample_dice, plain_dice), (upsample_lovasz, plain_lovasz)],
 )
 def test_value_and_gradient_equal_the_plain_formula(batch, fused, plain):
     logits, target = batch

@@ -302,10 +302,7 @@ def test_a_manifest_in_parquet_of_rows_without_all_fields(tmp_path):
         {
             "single_scale": {"miou": 0.5},
             "recipe": PAPER,
-            "data": {
-                "classes": list(known_labels("cityscapes").classes),
-                "train_images": "2975",
-            },
+            "data": {"classes": list(known_labels("cityscapes").classes), "train_images": "2975"},
         },
     ],
 )

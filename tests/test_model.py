@@ -372,10 +372,7 @@ def test_the_table_in_the_documents_is_the_commands():
         assert table[name][2:5] == [str(value or "") for value in size.values()], name
     for name in ("setr_mla_tiny", "setr_pup_nano"):
         found = model_figures(name, num_classes=150, size=512)
-        assert table[name][5:7] == [
-            f"{found['parameters'] / 1e6:.2f}",
-            f"{found['gflops']:.1f}",
-        ]
+        assert table[name][5:7] == [f"{found['parameters'] / 1e6:.2f}", f"{found['gflops']:.1f}"]
 
 
 def test_a_linear_probe_is_linear_in_normalised_features():

@@ -228,10 +228,7 @@ def test_both_losses_of_a_run_are_in_one_chart(tmp_path):
     log.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 200, "lo')
     chart = loss_curves(log)
     paths = re.findall(r'<polyline points="([^"]*)" style="stroke:var\(--(\w+)\)"', chart)
-    assert paths == [
-        ("40.0,20.0 360.0,100.0 680.0,140.0", "accent"),
-        ("360.0,60.0", "second"),
-    ]
+    assert paths == [("40.0,20.0 360.0,100.0 680.0,140.0", "accent"), ("360.0,60.0", "second")]
     assert ">training<" in chart
     assert ">validation<" in chart
     assert 'text-anchor="end">4.0</text>' in chart

@@ -117,10 +117,7 @@ def test_runs_on_different_data_are_never_averaged(runs):
     assert demo == {"scenes": "50.00", "mine; moved": "70.00 ± 14.14 (n=2)"}
     rows = {line.data: line.ours for line in paper_lines(found, 6)[6] if line.ours}
     digest = CITYSCAPES["digest"]
-    assert rows == {
-        f"cityscapes ({digest})": "80.00 ± 1.00 (n=3)",
-        "cityscapes (4)": "70.00",
-    }
+    assert rows == {f"cityscapes ({digest})": "80.00 ± 1.00 (n=3)", "cityscapes (4)": "70.00"}
 
 
 def test_markdown_and_html(runs):

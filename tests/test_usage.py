@@ -81,18 +81,12 @@ from setr.errors import USAGE, SetrError
             "export m -o x --format",
             "--format: its value is missing; give one of onnx, openvino, torch",
         ),
-        (
-            "eval m d --window 512",
-            "--window 512: give two whole numbers, such as --window 512 512",
-        ),
+        ("eval m d --window 512", "--window 512: give two whole numbers, such as --window 512 512"),
         (
             "train demo --data.crop-size=512",
             "--data.crop-size=512: give two whole numbers, such as --data.crop-size 512 512",
         ),
-        (
-            "train demo --model.mean half",
-            "--model.mean half: give numbers",
-        ),
+        ("train demo --model.mean half", "--model.mean half: give numbers"),
         # missing words
         ("eval", "MODEL and DATA are missing; write setr eval MODEL DATA"),
         ("eval runs/x", "DATA is missing; write setr eval MODEL DATA"),

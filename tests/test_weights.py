@@ -354,10 +354,7 @@ def test_a_hybrid_takes_two_tags(monkeypatch):
     hybrid = {"encoder": "vit_tiny_patch16_224", "resnet": "resnet18", "aux": False}
     model = create_model("hybrid_base", num_classes=2, img_size=64, **hybrid)
     before = {k: v.clone() for k, v in model.state_dict().items() if k.startswith("encoder.")}
-    reports = [
-        load_encoder(model, "augreg_in21k"),
-        load_encoder(model, "gluon_in1k", resnet=True),
-    ]
+    reports = [load_encoder(model, "augreg_in21k"), load_encoder(model, "gluon_in1k", resnet=True)]
     assert [report.part for report in reports] == ["ViT", "ResNet"]
     loaded = {name for report in reports for name in report.loaded}
     kept = {name for name in before if name not in loaded}
@@ -694,10 +691,7 @@ def test_damaged_checkpoints_fail_in_one_line(shared, tmp_path, name):
     cases = damaged(values["state_dict"])
     for state in cases.values():
         torch.save({"state_dict": state}, path)
-        for load in (
-            lambda: convert_foreign(path, num_heads=4),
-            lambda: load_weights(model, path),
-        ):
+        for load in (lambda: convert_foreign(path, num_heads=4), lambda: load_weights(model, path)):
             try:
                 load()
             except SetrError as error:

@@ -78,12 +78,12 @@ def joined(
         if not isinstance(model, SETR):
             raise UsageError(
                 f"{source}: an exported file cannot be one of several models; give the model it "
-                "was made from",
+                "was made from"
             )
         if _seen(info) != _seen(first):
             raise UsageError(
                 f"{source}: other classes or bands than {sources[0]}; only models of one data set "
-                "can be averaged",
+                "can be averaged"
             )
         networks.append(model)
     infos = [info for _, info in opened]

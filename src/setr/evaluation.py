@@ -251,11 +251,7 @@ def evaluate_split(
     if loss:
         loss.reduce()
         figures[loss.name] = loss.mean()
-    return {
-        **figures,
-        "protocol": info.protocol.describe(),
-        "seconds": time.monotonic() - began,
-    }
+    return {**figures, "protocol": info.protocol.describe(), "seconds": time.monotonic() - began}
 
 
 def image_groups(dataset: Dataset, pattern: str) -> Groups:
@@ -271,7 +267,7 @@ def none_tested(dataset: Dataset, first: object) -> SetrError:
     """The error of a split without any readable image; `first` says why of one."""
     return DataError(
         f"none of the {len(dataset)} images of split '{dataset.split}' of {dataset.name} could be "
-        f"tested; the first: {first}",
+        f"tested; the first: {first}"
     )
 
 

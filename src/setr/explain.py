@@ -56,11 +56,7 @@ def attention_maps(
 
 
 def attention_rollout(
-    model: SETR,
-    images: Tensor,
-    point: tuple[int, int],
-    *,
-    check: Callable[[], None] = lambda: None,
+    model: SETR, images: Tensor, point: tuple[int, int], *, check: Callable[[], None] = lambda: None
 ) -> np.ndarray:
     """Attention of a patch followed back through all layers (Abnar and Zuidema, ACL 2020): (h, w).
 

@@ -21,11 +21,7 @@ from setr.model import SETR
 from setr.model_info import FORMAT, ModelInfo, as_tuple, describe, read_info, require_own
 from setr.pages.model_card import model_card
 from setr.processes.lock import ScratchFolder
-from setr.reading.files import (
-    json_bytes,
-    require_alive,
-    writing,
-)
+from setr.reading.files import json_bytes, require_alive, writing
 from setr.reading.parsed import BROKEN, fault_of, json_of
 from setr.reading.remote import at_revision, fetch, import_hub, is_repository
 from setr.weight_files.mapped_model import in_file, open_model
@@ -38,11 +34,7 @@ _OTHERS = ("preprocessor_config.json", "pytorch_model.bin")
 
 
 def save_pretrained(
-    folder: str | Path,
-    model: nn.Module,
-    info: ModelInfo,
-    *,
-    state: dict[str, Tensor] | None = None,
+    folder: str | Path, model: nn.Module, info: ModelInfo, *, state: dict[str, Tensor] | None = None
 ) -> None:
     """Write a model directory; its files appear together, when all are complete.
 

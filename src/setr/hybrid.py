@@ -88,7 +88,7 @@ def hybrid_encoder(name: str, *, resnet: str, img_size: Any, **arguments: Any) -
     if "patch_size" in arguments:
         raise UsageError(
             f"encoder_args: a Hybrid has a ResNet in place of patches of {arguments['patch_size']} "
-            "pixels; leave patch_size out",
+            "pixels; leave patch_size out"
         )
     channels = {"in_chans": arguments["in_chans"]} if "in_chans" in arguments else {}
     size = img_size or 384
@@ -124,5 +124,5 @@ def _create_resnet(name: str, taps: tuple[int, ...], output_stride: int, **timm_
     except (TypeError, ValueError) as error:
         settings = ", ".join(f"{key} {value}" for key, value in timm_args.items())
         raise UsageError(
-            f"encoder '{name}' cannot be built with {settings} ({first_line(error)}); correct them",
+            f"encoder '{name}' cannot be built with {settings} ({first_line(error)}); correct them"
         ) from None

@@ -153,11 +153,7 @@ def _match(
 
 
 def _class_loss(
-    classes: Tensor,
-    targets: _Targets,
-    chosen: Tensor,
-    normalizer: Tensor,
-    weight: Tensor | None,
+    classes: Tensor, targets: _Targets, chosen: Tensor, normalizer: Tensor, weight: Tensor | None
 ) -> Tensor:
     """Weighted cross-entropy of every query's class, in images with targets."""
     B, Q, K = classes.shape[0], classes.shape[1], classes.shape[2] - 1

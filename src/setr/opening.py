@@ -52,10 +52,7 @@ def open_trained(
 
 
 def _open(
-    source: str,
-    device: str | torch.device,
-    revision: str | None,
-    foreign: dict[str, Any] | None,
+    source: str, device: str | torch.device, revision: str | None, foreign: dict[str, Any] | None
 ) -> tuple[SETR | ExportedModel, ModelInfo]:
     source = at_revision(source, revision)
     if is_url(source):

@@ -110,9 +110,7 @@ def _baseline_config(system: System, baseline: _Baseline) -> Config:
         ),
         train=_train(system),
         eval=EvalConfig(
-            window=baseline.window,
-            stride=baseline.stride,
-            multi_scale=_has_multi_scale(system),
+            window=baseline.window, stride=baseline.stride, multi_scale=_has_multi_scale(system)
         ),
     )
 

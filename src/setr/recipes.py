@@ -125,9 +125,7 @@ def _camvid(decoder: str) -> Config:
     """
     return Config(
         model=ModelConfig(
-            name=f"setr_{decoder}_small",
-            encoder="vit_small_patch14_dinov2",
-            align_corners=False,
+            name=f"setr_{decoder}_small", encoder="vit_small_patch14_dinov2", align_corners=False
         ),
         data=DataConfig(
             root="data/camvid",

@@ -31,13 +31,7 @@ from setr.prediction.kinds import OPACITY, RASTER_PICTURES, checked_suffix
 from setr.prediction.late_scores import LateScores
 from setr.prediction.polygons import Polygon, PolygonOptions, mask_polygons, simplified
 from setr.prediction.rasters import RasterWriter
-from setr.prediction.shares import (
-    checked_confidence,
-    class_shares,
-    largest,
-    share_table,
-    unlabel,
-)
+from setr.prediction.shares import checked_confidence, class_shares, largest, share_table, unlabel
 from setr.reading.files import printable, write_bytes
 from setr.reading.storage import is_address
 

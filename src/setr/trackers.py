@@ -286,10 +286,7 @@ class WeightsAndBiases(Tracker):
 Builder = Callable[[Path, int], Tracker]
 """Makes a tracker from the run folder and the step: a `Tracker` class or a function."""
 
-_OPTIONAL: dict[str, Builder] = {
-    "tensorboard": TensorBoard,
-    "wandb": WeightsAndBiases,
-}
+_OPTIONAL: dict[str, Builder] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
 
 
 def require(names: Sequence[str]) -> None:

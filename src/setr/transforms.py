@@ -97,10 +97,7 @@ class Augmentation:
                 break
         rows, columns = window.source_region
         pixels = window.resample(
-            image[rows, columns],
-            nearest=False,
-            fill=self.fill,
-            corner=(rows.start, columns.start),
+            image[rows, columns], nearest=False, fill=self.fill, corner=(rows.start, columns.start)
         )
         if rng.random() < self.flip:
             pixels, cropped = flipped(pixels, 1), cv2.flip(cropped, 1)

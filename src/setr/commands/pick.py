@@ -101,13 +101,7 @@ def _write(
     """Print the choice, then write its files."""
     from setr.evaluation import evaluate_split
     from setr.pages.gallery import small
-    from setr.pages.pick_page import (
-        SHOWN,
-        pick_json,
-        write_list,
-        write_picks_csv,
-        write_picks_page,
-    )
+    from setr.pages.pick_page import SHOWN, pick_json, write_list, write_picks_csv, write_picks_page
     from setr.picking import margin_uncertainty
     from setr.reading.files import write_json
     from setr.scores.groups import ScoredImage

@@ -73,5 +73,5 @@ def require_apart(out: Path, usual: str = "") -> None:
     if (out / "config.json").exists():
         raise UsageError(
             f"-o {out}: holds a model, whose own metrics.json and report.html the results would "
-            f"replace; choose another folder{usual and f', or leave -o out for {usual} in it'}",
+            f"replace; choose another folder{usual and f', or leave -o out for {usual} in it'}"
         )

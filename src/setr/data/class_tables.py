@@ -127,11 +127,7 @@ def _own_form(classes: Mapping[Any, Any], ignored: Any) -> dict[str, Any]:
     if not by_colour:
         return _named(by_id)
     kept = [name for name in dict.fromkeys(by_colour.values()) if name != "ignore"]
-    return {
-        "classes": kept,
-        "colours": [colours[name] for name in kept],
-        "colour_map": by_colour,
-    }
+    return {"classes": kept, "colours": [colours[name] for name in kept], "colour_map": by_colour}
 
 
 def _named(by_id: Mapping[int, Any]) -> dict[str, Any]:

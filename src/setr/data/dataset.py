@@ -106,12 +106,12 @@ class Dataset(_Base):
         if chosen.ndim != 1 or not len(chosen) or chosen.dtype.kind not in "iu":
             raise UsageError(
                 f"indices {chosen.dtype} of shape {chosen.shape}: give a list of whole numbers, "
-                "one or more (np.flatnonzero of a mask)",
+                "one or more (np.flatnonzero of a mask)"
             )
         if not 0 <= chosen.min() <= chosen.max() < len(self):
             wrong = chosen[(chosen < 0) | (chosen >= len(self))][0]
             raise UsageError(
-                f"index {wrong}: split '{self.split}' of {self.name} has 0 to {len(self) - 1}",
+                f"index {wrong}: split '{self.split}' of {self.name} has 0 to {len(self) - 1}"
             )
         return replace(self._part(chosen.tolist()), split=typed(str, split or self.split, "split"))
 

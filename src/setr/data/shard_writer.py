@@ -153,11 +153,7 @@ def _write_parquet(
 
 def _row(key: str, sample: Packed) -> dict[str, Any]:
     image = {"bytes": sample.image, "path": f"{key}{sample.suffix}"}
-    return {
-        "key": key,
-        "image": image,
-        "mask": {"bytes": sample.mask, "path": f"{key}.mask.png"},
-    }
+    return {"key": key, "image": image, "mask": {"bytes": sample.mask, "path": f"{key}.mask.png"}}
 
 
 def _offsets(data: bytes, values: list[bytes], position: int) -> list[int]:

@@ -35,12 +35,7 @@ PixelLoss = Callable[[Tensor, Tensor, "Block"], tuple[Tensor, Tensor]]
 
 
 def upsample_sum(
-    logits: Tensor,
-    target: Tensor,
-    size: tuple[int, int],
-    pixel_loss: PixelLoss,
-    *,
-    scale: int = 1,
+    logits: Tensor, target: Tensor, size: tuple[int, int], pixel_loss: PixelLoss, *, scale: int = 1
 ) -> Tensor:
     """Sum of a per-pixel loss of logits that are upsampled by `scale` and resized to `size`."""
     return _UpsampleSum.apply(logits, target, size, pixel_loss, scale)

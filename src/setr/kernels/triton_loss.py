@@ -181,11 +181,7 @@ def _left_and_right(place, e, ok, row, K: tl.constexpr):
 
 
 def upsample_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    size: tuple[int, int],
-    *,
-    weight: Tensor | None = None,
+    logits: Tensor, target: Tensor, size: tuple[int, int], *, weight: Tensor | None = None
 ) -> Tensor:
     """As `losses.upsample_cross_entropy`, for fp32, bf16 and fp16 logits."""
     with torch.cuda.device_of(logits):  # Triton launches kernels on the current device
@@ -196,11 +192,7 @@ def upsample_cross_entropy(
 class _UpsampleCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        logits: Tensor,
-        target: Tensor,
-        size: tuple[int, int],
-        weight: Tensor | None,
+        ctx: Any, logits: Tensor, target: Tensor, size: tuple[int, int], weight: Tensor | None
     ) -> Tensor:
         x = logits.detach().permute(0, 2, 3, 1).contiguous()
         B, h, w, K = x.shape

@@ -78,11 +78,7 @@ def resize_maps(
     """
     wide = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
     traced = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    options: dict[str, Any] = {
-        "mode": mode,
-        "antialias": antialias,
-        "align_corners": align_corners,
-    }
+    options: dict[str, Any] = {"mode": mode, "antialias": antialias, "align_corners": align_corners}
     if antialias and not align_corners and torch.compiler.is_exporting():
         return resize_by_products(wide, size, mode).to(maps.dtype)
     if not (traced and antialias):

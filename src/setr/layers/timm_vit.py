@@ -197,7 +197,7 @@ def _require_known(name: str) -> None:
     if (place := _place_of_weights(name)) is not None:
         raise UsageError(
             f"encoder '{name}': is where weights are; give them as pretrained (--model.pretrained "
-            f"{place}), and as encoder timm's name of the network (`architecture` of config.json)",
+            f"{place}), and as encoder timm's name of the network (`architecture` of config.json)"
         )
     bare = re.split("[/:]", name)[-1].split(".")[0]  # without Hub owner and tag
     near = timm.list_models(f"*{bare}*")[:3]

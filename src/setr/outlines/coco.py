@@ -6,13 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from setr.outlines.drawing import Part, Ring, Runs, Shape, as_counts, as_points
-from setr.outlines.index import (
-    AnnotatedFolder,
-    AnnotatedImage,
-    ImageIndex,
-    image_problem,
-    split_of,
-)
+from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem, split_of
 from setr.reading.parsed import BROKEN, fault_of
 
 

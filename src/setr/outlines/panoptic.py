@@ -8,13 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from setr.outlines.drawing import Shape
-from setr.outlines.index import (
-    AnnotatedFolder,
-    AnnotatedImage,
-    ImageIndex,
-    image_problem,
-    split_of,
-)
+from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem, split_of
 from setr.outlines.mask_files import Segments
 from setr.reading.parsed import BROKEN, fault_of
 

@@ -32,11 +32,7 @@ class WindowMask:
     """
 
     def __init__(
-        self,
-        shapes: Sequence[Shape],
-        size: tuple[int, int],
-        rules: Rules,
-        empty: Any = None,
+        self, shapes: Sequence[Shape], size: tuple[int, int], rules: Rules, empty: Any = None
     ) -> None:
         self.shape, self.empty = size, empty
         self._rules = rules._replace(largest_first=False, order=())  # in order from here on

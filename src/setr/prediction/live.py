@@ -111,11 +111,7 @@ class LiveReader:
     """
 
     def __init__(
-        self,
-        source: Any,
-        *,
-        until: Callable[[], bool] = lambda: False,
-        seconds: float = math.inf,
+        self, source: Any, *, until: Callable[[], bool] = lambda: False, seconds: float = math.inf
     ) -> None:
         self.source, self.until, self.seconds = source, until, seconds
         self.name = without_password(str(source))

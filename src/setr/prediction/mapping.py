@@ -51,11 +51,7 @@ class _Pixels:
 
 
 def predict_raster(
-    predictor: Predictor,
-    path: str | os.PathLike,
-    out: dict[str, Path],
-    *,
-    strip: int = STRIP,
+    predictor: Predictor, path: str | os.PathLike, out: dict[str, Path], *, strip: int = STRIP
 ) -> dict[str, Any]:
     """Write label and confidence rasters with the georeference of the input.
 

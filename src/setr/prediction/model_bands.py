@@ -53,10 +53,7 @@ class ModelBands:
         return None if self.of_files is None else found
 
     def open_raster(
-        self,
-        path: str | os.PathLike,
-        bands: tuple[int, ...] = (),
-        value_range: Range | None = None,
+        self, path: str | os.PathLike, bands: tuple[int, ...] = (), value_range: Range | None = None
     ) -> Raster:
         """A GeoTIFF by these bands and this range, or by the model's own."""
         own = self.chosen(bands, value_range)

@@ -83,7 +83,7 @@ class PlacedModel:
         if isinstance(self.model, Ensemble):
             raise UsageError(
                 "several models: only predictions are averaged; give one of them, or one model "
-                "that `setr average` makes of them",
+                "that `setr average` makes of them"
             )
         if isinstance(self.model, ExportedModel):
             raise UsageError(

@@ -96,11 +96,7 @@ class GroupCounts:
 
 def _mean(values: np.ndarray) -> dict[str, Any]:
     values = values[~np.isnan(values)]
-    return {
-        "mean": mean_of(values),
-        "interval": mean_interval(values),
-        "groups": len(values),
-    }
+    return {"mean": mean_of(values), "interval": mean_interval(values), "groups": len(values)}
 
 
 def paired_groups(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:

@@ -89,8 +89,7 @@ def fitting(samples: Iterable[Loaded], dataset: Dataset, protocol: Protocol) -> 
 
 
 def grouped_by_size(
-    samples: Iterable[Loaded],
-    group_size: Callable[[int, int], int],
+    samples: Iterable[Loaded], group_size: Callable[[int, int], int]
 ) -> Iterator[list[Sample] | SetrError]:
     """Groups of consecutive images of equal size, at most `group_size(height, width)` in each.
 

@@ -40,7 +40,7 @@ class Hosts:
             if not re.fullmatch(r"[\w.*-]+", name, re.ASCII):
                 raise UsageError(
                     f"--allowed-hosts {name}: give a host name in ASCII, without scheme and port "
-                    "(addresses need no entry)",
+                    "(addresses need no entry)"
                 )
         self.allowed = (*_LOCAL, *(name.lower().rstrip(".") for name in allowed))
         self.restricted = local or bool(allowed)

@@ -115,11 +115,7 @@ IMAGE_BODY = {
         "content": {
             **{kind: {"schema": _BINARY} for kind in RAW_TYPES},
             "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {FIELD: _BINARY},
-                    "required": [FIELD],
-                },
+                "schema": {"type": "object", "properties": {FIELD: _BINARY}, "required": [FIELD]},
                 "encoding": {FIELD: {"contentType": "image/png, image/jpeg"}},
             },
         },

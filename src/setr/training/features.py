@@ -68,10 +68,7 @@ class FeatureFiles(NamedTuple):
 
 
 def fit(
-    image: np.ndarray,
-    mask: np.ndarray,
-    size: tuple[int, int],
-    fill: tuple[int, ...] = PAD_COLOUR,
+    image: np.ndarray, mask: np.ndarray, size: tuple[int, int], fill: tuple[int, ...] = PAD_COLOUR
 ) -> tuple[np.ndarray, np.ndarray]:
     """Resize an image and its mask to fit into a size, and pad them at the bottom and right."""
     H, W = image.shape[:2]

@@ -44,12 +44,7 @@ def build_optimizer(model: SETR, config: OptimConfig) -> torch.optim.Optimizer:
         key = (_lr_factor(name, model, config), 0.0 if spared else config.weight_decay)
         groups.setdefault(key, []).append(parameter)
     param_groups = [
-        {
-            "params": parameters,
-            "lr": config.lr * factor,
-            "lr_factor": factor,
-            "weight_decay": decay,
-        }
+        {"params": parameters, "lr": config.lr * factor, "lr_factor": factor, "weight_decay": decay}
         for (factor, decay), parameters in groups.items()
     ]
     if config.name == "sgd":

@@ -70,12 +70,7 @@ def extent(checkup: Checkup) -> Extent:
 
 
 def scale_choices(
-    recipe: str,
-    data: Extent,
-    device: torch.device,
-    *,
-    patch: int,
-    short_side: int | None = None,
+    recipe: str, data: Extent, device: torch.device, *, patch: int, short_side: int | None = None
 ) -> Choices:
     """Image size, crop size and batch size for images of this size.
 

@@ -288,9 +288,7 @@ class Run:
         return metrics
 
     def _validate(
-        self,
-        guard: Guard = contextlib.nullcontext,
-        stopped: Callable[[], bool] = lambda: False,
+        self, guard: Guard = contextlib.nullcontext, stopped: Callable[[], bool] = lambda: False
     ) -> None:
         """Test the weights, or their moving average if there is one; see `Best.test`.
 

@@ -27,10 +27,7 @@ def snapshot(
 
 
 def restore(
-    state: State,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: MovingAverage | None,
+    state: State, model: nn.Module, optimizer: torch.optim.Optimizer, average: MovingAverage | None
 ) -> None:
     """Restore the tensors of a state; a moving average that it lacks starts at its weights.
 

@@ -217,11 +217,7 @@ class Updates:
         )
 
     def _losses(
-        self,
-        inputs: Tensor | Features,
-        target: Tensor,
-        normalizer: Tensor,
-        taught: Output | None,
+        self, inputs: Tensor | Features, target: Tensor, normalizer: Tensor, taught: Output | None
     ) -> dict[str, Tensor]:
         """The losses of a micro-batch; its logits are freed before the backward pass."""
         train = self.config.train

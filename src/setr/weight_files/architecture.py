@@ -17,11 +17,7 @@ from setr.weight_files.dpt_layouts import dpt_arguments, dpt_encoder
 from setr.weight_files.eomt import HEAD_WIDTH, eomt_architecture
 from setr.weight_files.naming import Tensors, Translation, count_parts, recorded
 from setr.weight_files.relative_bias import TABLE, relative_encoder, relative_taps
-from setr.weight_files.setr_layouts import (
-    mla_arguments,
-    segmenter_arguments,
-    upsampling_arguments,
-)
+from setr.weight_files.setr_layouts import mla_arguments, segmenter_arguments, upsampling_arguments
 from setr.weight_files.upernet import MARKER, upernet_arguments
 
 _KNOWN_SIZES = {(768, 12, 12): "vit_base_patch16_384", (1024, 24, 16): "vit_large_patch16_384"}

@@ -53,10 +53,7 @@ def transformers_dpt(tensors: Tensors) -> Translation:
         (stage + r"layers\.(\d)\.resize\.(.+)", r"neck.reassemble.\1.resample.\2"),
         (stage + r"readout_projects\.(\d)\.0\.(.+)", r"neck.reassemble.\1.readout.0.\2"),
         (r"neck\.convs\.(\d)\.(.+)", r"neck.reassemble.\1.conv.\2"),
-        (
-            fusion + r"projection\.(.+)",
-            lambda m: f"neck.fusions.{last - int(m[1])}.project.{m[2]}",
-        ),
+        (fusion + r"projection\.(.+)", lambda m: f"neck.fusions.{last - int(m[1])}.project.{m[2]}"),
         (
             fusion + r"residual_layer(\d)\.(convolution|batch_norm)(\d)\.(.+)",
             lambda m: _unit(last - int(m[1]), m[2], m[4], m[3], m[5]),

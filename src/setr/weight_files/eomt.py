@@ -85,13 +85,7 @@ def _transformers_dinov3(tensors: Tensors) -> Translation:
 
 
 def _joined(
-    tensors: Tensors,
-    *,
-    dialect: str,
-    encoder: str,
-    layout: Any,
-    heads: list[Rule],
-    unused: str,
+    tensors: Tensors, *, dialect: str, encoder: str, layout: Any, heads: list[Rule], unused: str
 ) -> Translation:
     """The encoder in one of the layouts of bare encoders, and the heads."""
     found = {name: re.fullmatch(encoder, name) for name in tensors}

@@ -65,7 +65,7 @@ def require_encoder(
         fix += " (? as its authors state)" if "?" in arguments.values() else ""
     raise UsageError(
         f"{source}: fits {share:.0%} of the encoder ({detail}); {fix}, or load what fits: "
-        "partial=True, `setr convert --partial`",
+        "partial=True, `setr convert --partial`"
     )
 
 

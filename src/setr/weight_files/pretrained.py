@@ -14,13 +14,7 @@ from setr.reading.urls import is_url
 from setr.weight_files.dialects import translate
 from setr.weight_files.load_report import LoadReport
 from setr.weight_files.naming import Translation
-from setr.weight_files.tensorfiles import (
-    WEIGHTS,
-    is_index,
-    parts_of,
-    read_tensor_file,
-    weights_in,
-)
+from setr.weight_files.tensorfiles import WEIGHTS, is_index, parts_of, read_tensor_file, weights_in
 from setr.weights import Loadable, match_weights
 
 _SETTINGS = ("config.json", "preprocessor_config.json")

@@ -9,12 +9,7 @@ from typing import Any, NamedTuple
 
 from setr.errors import SetrError, UsageError
 from setr.reading.parsed import BROKEN, json_of
-from setr.weight_files.pretrained import (
-    local_file,
-    pretrained_id,
-    pretrained_names,
-    timm_name_of,
-)
+from setr.weight_files.pretrained import local_file, pretrained_id, pretrained_names, timm_name_of
 
 _BY_LAYOUT = {
     "google": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -106,7 +101,7 @@ def require_heads(vit: Any, encoder: str, source: str) -> None:
     if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs:
         raise UsageError(
             f"{source}: its config.json has {theirs} attention heads, {encoder} has {ours}; choose "
-            f"another encoder, or add --model.encoder-args num_heads={theirs}",
+            f"another encoder, or add --model.encoder-args num_heads={theirs}"
         )
 
 
