@@ -24,6 +24,7 @@ from setr.layers.feature_pyramid import FeaturePyramidNeck
 from setr.layers.linear import Linear
 from setr.layers.mask_classifier import MaskClassifier
 from setr.layers.mask_transformer import MaskTransformer
+from setr.layers.timm_vit import timm_module
 from setr.layers.upernet import UPerHead, UPerNeck
 from setr.query_encoder import QueryEncoder
 
@@ -53,6 +54,15 @@ AUX_HEADS: dict[str, Any] = {
     "semantic_fpn": FCN,
 }
 """By the decoder's name, too."""
+_BIASED = "its position bias has no values for EoMT's queries"
+_MASKLESS = "its blocks take no masks, which EoMT's attention needs"
+_WITHOUT_QUERIES = {
+    **dict.fromkeys(("beit", "vision_transformer_relpos"), _BIASED),
+    "vision_transformer_sam": "its windows have no place for EoMT's queries",
+    **dict.fromkeys(("cait", "convit", "deepseek_vit"), _MASKLESS),
+    "gemma4_vit": "its blocks rotate all tokens, and EoMT's queries have no place",
+}
+"""Why EoMT cannot have the ViTs of a module of timm."""
 _CONVOLUTIONAL = ("fcn", "semantic_fpn")
 """The baselines' decoders, which read a ResNet."""
 
@@ -92,17 +102,7 @@ def require_fitting(given: Mapping[str, Any]) -> None:
 
 def _require_place_for_queries(encoder: str) -> None:
     """Raise `SetrError` for encoders whose attention has no place for EoMT's queries."""
-    from setr.layers.relative_bias import is_relative  # imports timm
-    from setr.layers.talking_heads import has_talking_heads
-    from setr.layers.window_attention import is_windowed
-
-    why = "its position bias has no values for EoMT's queries" if is_relative(encoder) else ""
-    if is_windowed(encoder):
-        why = "its windows have no place for EoMT's queries"
-    if has_talking_heads(encoder) or encoder.startswith(("deepseek_vit_", "convit_")):
-        why = "its blocks take no masks, which EoMT's attention needs"
-    if encoder.startswith("gemma4_vit_"):
-        why = "its blocks rotate all tokens, and EoMT's queries have no place"
+    why = _WITHOUT_QUERIES.get(timm_module(encoder))
     if why:
         raise UsageError(
             f"encoder '{encoder}': {why}; choose another encoder, for example "

@@ -98,11 +98,6 @@ class FlexibleViT(StoredGrid, AdaptedViT, _naflex.NaFlexVit):
     no_embed_class = True  # positions never cover the prefix tokens
 
 
-def is_flexible(name: str) -> bool:
-    """Whether a timm model is a NaFlex ViT."""
-    return bool(timm.models.is_model_in_modules(name, ["naflexvit"]))
-
-
 def make_plain(vit: Any, img_size: int | tuple[int, int] | None) -> None:
     """Give one of timm's `NaFlexVit` the parts and parameter names of timm's other ViTs.
 

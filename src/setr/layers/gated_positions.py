@@ -107,11 +107,6 @@ class GatedViT(AdaptedViT, _convit.ConVit):
         return [{"grid": grid}] * len(self.blocks)
 
 
-def has_gated_positions(name: str) -> bool:
-    """Whether a timm model is a ConViT."""
-    return bool(timm.models.is_model_in_modules(name, ["convit"]))
-
-
 def make_gated(vit: Any) -> None:
     """Make one of timm's `ConVit` usable as an encoder; parameters and names do not change."""
     adapt(vit, GatedViT)

@@ -71,11 +71,6 @@ class GemmaViT(AdaptedViT, _gemma.Gemma4VitEncoder):
         return [{n: v.to(tokens.dtype) for n, v in turned.items()}] * len(self.blocks)
 
 
-def is_gemma(name: str) -> bool:
-    """Whether a timm model is a vision encoder of Gemma 4, not its classifier."""
-    return name.endswith("_enc") and bool(timm.models.is_model_in_modules(name, ["gemma4_vit"]))
-
-
 def make_of_any_size(vit: Any, img_size: int | tuple[int, int] | None) -> None:
     """Make one of timm's `Gemma4VitEncoder` usable as an encoder.
 

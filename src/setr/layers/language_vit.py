@@ -37,12 +37,6 @@ class DeepseekViT(AdaptedViT, _deepseek.DeepseekVitEncoder):
     pos_embed = None
 
 
-def is_of_language_model(name: str) -> bool:
-    """Whether a timm model is an encoder of this kind, not its classifier."""
-    modules = ["qwen3_vit", "deepseek_vit"]
-    return name.endswith("_enc") and bool(timm.models.is_model_in_modules(name, modules))
-
-
 def make_plain_encoder(vit: Any) -> None:
     """Make one of timm's `Qwen3VitEncoder` or `DeepseekVitEncoder` usable as an encoder.
 

@@ -196,12 +196,6 @@ class BiasedViT(AdaptedViT, _relpos.VisionTransformerRelPos):
         return [{"shared_rel_pos": shared}] * len(self.blocks)
 
 
-def is_relative(name: str) -> bool:
-    """Whether a timm model is a ViT of this kind."""
-    modules = ["beit", "vision_transformer_relpos"]
-    return bool(timm.models.is_model_in_modules(name, modules))
-
-
 def make_variable(vit: Any) -> None:
     """Make one of timm's `Beit` or `VisionTransformerRelPos` take images of any size.
 

@@ -21,11 +21,6 @@ class TalkingViT(AdaptedViT, _cait.Cait):
     """timm's CaiT for images of any size, without its class-attention layers."""
 
 
-def has_talking_heads(name: str) -> bool:
-    """Whether a timm model is a CaiT."""
-    return bool(timm.models.is_model_in_modules(name, ["cait"]))
-
-
 def make_without_class(vit: Any) -> None:
     """Make one of timm's `Cait` usable as an encoder, without class token and its layers."""
     adapt(vit, TalkingViT)

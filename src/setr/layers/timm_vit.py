@@ -45,6 +45,14 @@ def list_encoders(pattern: str = "*") -> list[str]:
     ]
 
 
+def timm_module(name: str) -> str:
+    """The module of timm that has a model, such as `beit`; empty for an unknown name."""
+    from setr._timm import timm
+
+    known = timm.is_model(name)
+    return timm.models.model_entrypoint(name).__module__.rpartition(".")[2] if known else ""
+
+
 def has_class_token(name: str) -> bool:
     """Whether a timm ViT has a class token, without allocating its weights."""
     with torch.device("meta"):
@@ -113,28 +121,30 @@ def _adaptation(
 
     Most only need the arguments.
     """
-    from setr.layers.flexible_vit import is_flexible, make_plain
-    from setr.layers.gated_positions import has_gated_positions, make_gated
-    from setr.layers.gemma_vit import is_gemma, make_of_any_size
-    from setr.layers.language_vit import is_of_language_model, make_plain_encoder
-    from setr.layers.relative_bias import is_relative, make_variable
-    from setr.layers.talking_heads import has_talking_heads, make_without_class
-    from setr.layers.window_attention import is_windowed, make_windowed
+    from setr.layers.flexible_vit import make_plain
+    from setr.layers.gated_positions import make_gated
+    from setr.layers.gemma_vit import make_of_any_size
+    from setr.layers.language_vit import make_plain_encoder
+    from setr.layers.relative_bias import make_variable
+    from setr.layers.talking_heads import make_without_class
+    from setr.layers.window_attention import make_windowed
 
-    if is_flexible(name):
-        return partial(make_plain, img_size=img_size), {}
-    if is_relative(name):
-        return make_variable, {}
-    if is_windowed(name):
-        return partial(make_windowed, name=name), {"neck_chans": 0}  # SAM's neck is not used
-    if has_talking_heads(name):
-        return make_without_class, {}
-    if has_gated_positions(name):
-        return make_gated, {}
-    if is_gemma(name):
-        return partial(make_of_any_size, img_size=img_size), {"global_pool": ""}
-    if is_of_language_model(name):  # whose projector is not used
-        return make_plain_encoder, {"global_pool": "", "out_features": 0}
+    is_encoder = name.endswith("_enc")  # other models of these modules are classifiers
+    match timm_module(name):
+        case "naflexvit":
+            return partial(make_plain, img_size=img_size), {}
+        case "beit" | "vision_transformer_relpos":
+            return make_variable, {}
+        case "vision_transformer_sam":
+            return partial(make_windowed, name=name), {"neck_chans": 0}  # SAM's neck is not used
+        case "cait":
+            return make_without_class, {}
+        case "convit":
+            return make_gated, {}
+        case "gemma4_vit" if is_encoder:
+            return partial(make_of_any_size, img_size=img_size), {"global_pool": ""}
+        case "qwen3_vit" | "deepseek_vit" if is_encoder:  # whose projector is not used
+            return make_plain_encoder, {"global_pool": "", "out_features": 0}
     return lambda vit: None, {"dynamic_img_size": True, "dynamic_img_pad": True}
 
 

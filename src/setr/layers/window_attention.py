@@ -162,11 +162,6 @@ class WindowedViT(AdaptedViT, _sam.VisionTransformerSAM):
         return [{"grid": grid}] * len(self.blocks)
 
 
-def is_windowed(name: str) -> bool:
-    """Whether a timm model is a ViT of this kind: the image encoder of Segment Anything."""
-    return bool(timm.models.is_model_in_modules(name, ["vision_transformer_sam"]))
-
-
 def make_windowed(vit: Any, name: str) -> None:
     """Make one of timm's `VisionTransformerSAM` usable as an encoder.
 
