@@ -23,8 +23,10 @@ import pytest
 import torch
 
 from setr._extras import unreported
+from setr.cli import main
 from setr.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from setr.data import scenes
+from setr.errors import USAGE
 from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.layers import cpu_blocks, products
@@ -121,6 +123,15 @@ def save_scene_model(folder: Path, decoder: str = "pup", **info: Any) -> Path:
     made = scene_predictor(decoder, info=info)
     save_pretrained(folder, made.network, made.info)
     return folder
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: object, code: int = USAGE) -> str:
+    """The one line with which a command ends, and nothing else that it prints."""
+    assert main(list(map(str, words))) == code
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("setr: ")
+    return err
 
 
 def renamed(

@@ -26,6 +26,7 @@ from setr.outlines.mask_files import MaskFile
 from setr.outlines.mask_store import Counts, MaskStore, _read_journal
 from setr.outlines.rendering import Rules
 from setr.reading.masks import read_mask
+from tests.conftest import refusal
 
 PHOTO = np.full((8, 10, 3), 90, np.uint8)
 WIDE, SMALL = np.zeros((2, 8, 10), np.uint8)
@@ -90,8 +91,7 @@ def test_an_order_of_classes(tmp_path, capsys):
         ("hair,skim", "no class 'skim'; did you mean 'skin'?"),
         ("hair,hair", "name each class once"),
     ):
-        assert main(["init-data", str(tmp_path), "--overwrite", "--order", order]) == USAGE
-        assert told in capsys.readouterr().err
+        assert told in refusal(capsys, "init-data", tmp_path, "--overwrite", "--order", order)
 
 
 def test_ignored_pixels_are_no_class_of_a_mask(tmp_path):
@@ -286,8 +286,7 @@ def test_masks_that_are_not_of_one_class_are_told(tmp_path, capsys):
 )
 def test_patterns_that_find_nothing(tmp_path, capsys, images, masks, told):
     put(tmp_path, {"images/a.png": PHOTO, "masks/a_car.png": WIDE})
-    assert main(["init-data", str(tmp_path), "--images", images, "--masks", masks]) == USAGE
-    assert told in capsys.readouterr().err
+    assert told in refusal(capsys, "init-data", tmp_path, "--images", images, "--masks", masks)
 
 
 def test_what_wildcards_stand_for():

@@ -30,7 +30,7 @@ from setr.prediction.video import VideoWriter
 from setr.predictor import Predictor
 from setr.processes.interrupt import Stopped
 from setr.reading.urls import without_password
-from tests.conftest import frames, scene_predictor
+from tests.conftest import frames, refusal, scene_predictor
 
 SECRET = "rtsp://me:p@ss@cam.example/live"
 
@@ -582,9 +582,7 @@ def test_so_many_seconds_of_a_live_source(source_is, model, tmp_path, capsys):
 def test_what_does_not_go_with_a_live_source(model, tmp_path, monkeypatch, capsys, words, reason):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.png").touch()
-    assert main(["predict", model, *words, "-o", "out"]) == USAGE
-    captured = capsys.readouterr().err
-    assert captured.count("\n") == 1
+    captured = refusal(capsys, "predict", model, *words, "-o", "out")
     assert re.match(f"setr: {reason}", captured)
 
 

@@ -36,6 +36,7 @@ from setr.serve.gate import Gate
 from setr.serve.limits import Admission, Limits, Refusal
 from setr.serve.models import Key, Models, Question, patch_size
 from setr.serve.regions import large_regions
+from tests.conftest import refusal
 from tests.serving import connect, listening, photo, request, running, save_models, until
 
 LIMITS = Limits(deadline=120.0, drain=5.0, header_seconds=120.0, body_seconds=120.0)
@@ -465,10 +466,8 @@ def test_keys_are_read_as_they_were_meant(tmp_path, monkeypatch):
 @pytest.mark.parametrize("listed", ["", " ", ",", "schlüssel", "a,b\x07"])
 def test_keys_that_would_let_all_or_nobody_in_end_the_start(tmp_path, monkeypatch, capsys, listed):
     monkeypatch.setenv("SETR_API_KEYS", listed)
-    assert main(["serve", "no/such/model"]) == USAGE
-    said = capsys.readouterr().err
+    said = refusal(capsys, "serve", "no/such/model")
     assert said.startswith("setr: SETR_API_KEYS: ")
-    assert said.count("\n") == 1
     assert "schl" not in said
     monkeypatch.delenv("SETR_API_KEYS")
     file = tmp_path / "keys"

@@ -19,6 +19,7 @@ from setr.outlines import rendering
 from setr.outlines.drawing import Ring, Rules, Runs, Shape, draw
 from setr.outlines.rendering import WindowMask
 from setr.reading.masks import read_mask
+from tests.conftest import refusal
 
 from .test_outlines import put, square
 from .test_outlines_geojson import feature, layer
@@ -331,11 +332,9 @@ def test_cutting_again_replaces_the_tiles(tmp_path, capsys):
     command = ["init-data", str(tmp_path), "--tile"]
     assert main([*command, "100"]) == OK
     before = sorted((tmp_path / "tiles").rglob("*"))
-    assert main([*command, "64"]) == USAGE
-    assert "data.yaml exists; add --overwrite" in capsys.readouterr().err
+    assert "data.yaml exists; add --overwrite" in refusal(capsys, *command, "64")
     (tmp_path / "data.yaml").rename(tmp_path / "old.yaml")
-    assert main([*command, "64"]) == USAGE
-    assert "tiles exists; add --overwrite" in capsys.readouterr().err
+    assert "tiles exists; add --overwrite" in refusal(capsys, *command, "64")
     (tmp_path / "old.yaml").rename(tmp_path / "data.yaml")
     assert main([*command, "64", "--overwrite"]) == OK
     assert len(table(tmp_path)) == len(windows(SIZE, 64))
@@ -388,8 +387,7 @@ def test_tiles_that_cannot_be_put_in_place(tmp_path, monkeypatch, capsys):
 def test_sizes_that_make_no_sense(tmp_path, capsys, value):
     scene(tmp_path / "images" / "a.tif")
     mask_of(tmp_path / "masks" / "a.tif", ids())
-    assert main(["init-data", str(tmp_path), "--tile", value]) == USAGE
-    assert f"--tile {value}: give " in capsys.readouterr().err
+    assert f"--tile {value}: give " in refusal(capsys, "init-data", tmp_path, "--tile", value)
     (tmp_path / "tiles").mkdir()
     assert main(["init-data", str(tmp_path), "--tile", "64", "--overwrite"]) == USAGE
     assert "tiles: exists, and was not written by --tile" in capsys.readouterr().err
@@ -493,8 +491,7 @@ def test_nothing_is_cut_where_a_list_would_be_replaced(tmp_path, capsys):
     mask_of(tmp_path / "masks" / "a.tif", ids())
     (tmp_path / "train.txt").write_text("mine\n")
     command = ["init-data", str(tmp_path), "--tile", "100"]
-    assert main(command) == USAGE
-    assert "train.txt: a draft would replace this list" in capsys.readouterr().err
+    assert "train.txt: a draft would replace this list" in refusal(capsys, *command)
     assert main([*command, "--overwrite"]) == USAGE
     assert (tmp_path / "train.txt").read_text() == "mine\n"
     assert not (tmp_path / "tiles").exists()
