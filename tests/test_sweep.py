@@ -224,6 +224,38 @@ def test_a_run_below_the_median_of_three_others_ends(tmp_path):
     stop = MedianStop(tmp_path / "own", 2, others)
     stop.line({"step": 4, "val": {"miou": 0.1}})
     assert not stop.ended
+    # also if it was stopped between two evaluations, and that it had ended
+    stop = MedianStop(tmp_path / "own", 5, others)
+    stop.line({"step": 6, "loss": 1.0})
+    assert (stop.best, stop.ended) == (0.6, "")
+    write_log(tmp_path / "behind", {2: 0.1, 4: 0.2})
+    assert MedianStop(tmp_path / "behind", 4, others).ended
+    assert not MedianStop(tmp_path / "behind", 5, others).ended
+
+
+def test_a_trial_stopped_at_its_early_end_does_not_go_on(base, monkeypatch):
+    config = base.replace({"train.steps": 4, "train.eval_every": 2, "optim.lr": 1e-9})
+    monkeypatch.setattr("setr.trials.LEAST", 1)
+    write_log(Path(config.out, "other"), {2: 1.0, 4: 1.0})
+    own = config.replace({"out": str(Path(config.out, "own"))})
+
+    def stop(out: Path, step: int) -> MedianStop:
+        return MedianStop(out, step, [Path(config.out, "other")])
+
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)  # its evaluation comes first, and ends it
+        with pytest.raises(SetrError, match="stopped after step 2"):
+            setr.train(own, trackers=[stop])
+    assert setr.train(own, trackers=[stop], resume=True)["steps"] == 2
+
+
+def test_states_of_a_trial_that_was_killed_when_it_had_finished_are_removed(base, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("setr.trials.remove_states", lambda folder: None)
+        (trial,) = setr.sweep(base, {"optim.lr": [0.1]})
+    assert (trial.run / "last").is_dir()
+    setr.sweep(base, {"optim.lr": [0.1]})
+    assert not list((trial.run / "last").glob("*"))
 
 
 def test_runs_that_fall_behind_are_marked(base, monkeypatch):

@@ -180,6 +180,8 @@ def train_trials(
                 say(f"\ntrial {number + 1} of {len(found)}: {trial.run.name}")
                 trackers = [partial(MedianStop, runs=runs)] if median_stop else []
                 metrics, problem = _trained(trial, data, trackers)
+            if claimed and metrics is not None:
+                remove_states(trial.run / LAST)
         found[number] = dataclasses.replace(trial, metrics=metrics, problem=problem)
         watch(found)
     return found
@@ -264,7 +266,6 @@ def _trained(
         return None, str(error)
     finally:
         gc.collect()  # the model is part of cycles
-    remove_states(trial.run / LAST)
     return metrics, ""
 
 
@@ -282,14 +283,20 @@ class MedianStop(Tracker):
     def __init__(self, out: Path, step: int, runs: Sequence[Path]) -> None:
         super().__init__(out, step)
         self.others = [run for run in runs if run != out]
-        self.best = _best_until(out, step) or 0.0
+        before = {at: miou for at, miou in _tests(out) if at <= step}
+        self.best = max(before.values(), default=0.0)
+        if step in before:  # a run that was stopped when it had ended ends again
+            self._compare(step)
 
     def line(self, line: Mapping[str, Any]) -> None:
         """Compare after an evaluation."""
         if "val" not in line:
             return
         self.best = max(self.best, line["val"]["miou"] or 0.0)
-        reached = [_best_until(run, line["step"]) for run in self.others]
+        self._compare(line["step"])
+
+    def _compare(self, step: int) -> None:
+        reached = [_best_until(run, step) for run in self.others]
         known = [miou for miou in reached if miou is not None]
         if len(known) >= LEAST and self.best < (median := statistics.median(known)):
             self.ended = (
@@ -300,11 +307,16 @@ class MedianStop(Tracker):
 
 def _best_until(run: Path, step: int) -> float | None:
     """Best mIoU of a run up to a step, None if it has not been evaluated at that step or later."""
-    tests = [
+    tests = _tests(run)
+    if not tests or max(at for at, _ in tests) < step:
+        return None
+    return max((miou for at, miou in tests if at <= step), default=None)
+
+
+def _tests(run: Path) -> list[tuple[int, float]]:
+    """Step and mIoU of a run's evaluations so far."""
+    return [
         (line["step"], line["val"]["miou"] or 0.0)
         for line in read_lines(run / "log.jsonl")
         if "val" in line
     ]
-    if not tests or max(at for at, _ in tests) < step:
-        return None
-    return max((miou for at, miou in tests if at <= step), default=None)

@@ -134,7 +134,7 @@ class Run:
         with Interrupt() as interrupt, profile:
             if self._test_is_due() and self.tested_step < self.step:  # stopped during a test
                 self._test(interrupt, progress)
-            end_reason = self.best.stop_reason()
+            end_reason = self.best.stop_reason() or self.folder.ended()
             while self.step < config.steps and not end_reason:
                 images, masks = self._next_batch(batches, interrupt)
                 if self.step == 0:
