@@ -14,6 +14,7 @@ from setr.labels import Labels, known_labels, known_name
 from setr.model_info import ModelInfo
 from setr.protocols import Protocol, preset
 from setr.weight_files.naming import Tensors, Translation, recorded
+from setr.weight_files.recorded_test import recorded_normalisation, recorded_protocol
 
 _DATASETS = {150: "ade20k", 19: "cityscapes"}
 """Data sets by number of classes; the authors' third one is Pascal Context with 60 classes."""
@@ -58,12 +59,25 @@ def published_settings(
 ) -> Settings:
     """The settings of a whole model.
 
+    Those of its code base's published models, or its own if a file of mmsegmentation records them.
+
     Args:
         found: the checkpoint.
         meta: values stored beside its tensors.
         arguments: keyword arguments of `SETR` that were read from it.
         labels: its classes.
     """
+    usual = _usual_settings(found, meta, arguments, labels)
+    if found.dialect != "mmseg":
+        return usual
+    mean, std = recorded_normalisation(meta) or (usual.mean, usual.std)
+    return Settings(usual.crop, recorded_protocol(meta, usual.protocol), mean, std)
+
+
+def _usual_settings(
+    found: Translation, meta: Mapping[str, Any], arguments: Mapping[str, Any], labels: Labels
+) -> Settings:
+    """As `published_settings`, as the code base of a checkpoint publishes its models."""
     decoder, port = arguments["decoder"], found.dialect == "mmseg"
     if decoder == "dpt":
         return dpt_settings(found, meta)
