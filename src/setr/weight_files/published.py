@@ -89,7 +89,8 @@ def _usual_settings(
         return Settings(crop, protocol, *segmenter_normalisation(found.tensors, labels))
     if decoder == "eomt":
         mean, std = (tuple(meta.get(k) or getattr(imagenet, k)) for k in ("mean", "std"))
-        return Settings(crop, eomt_test(crop), mean, std)
+        side = meta.get("side")
+        return Settings(crop, eomt_test((side, side) if side else crop), mean, std)
     if (arguments.get("neck_args") or {}).get("feature2pyramid"):  # windows
         stride = crop[0] * 2 // 3, crop[1] * 2 // 3
         side = min(crop)
