@@ -57,8 +57,9 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
     raise SetrError(
         f"{source}: unknown layout (its tensors are called {', '.join(list(given)[:3])}, …); "
         "supported are this toolkit's models, SETR, Segmenter, DPT and EoMT of their authors, "
-        "those and UPerNet of mmsegmentation, EoMT, DPT, BEiT and data2vec of transformers, LightlyTrain's EoMT, "
-        "DINOv2's linear heads, and encoders of timm, Google, DINOv3, RADIO, SAM, OpenCLIP, AIMv2, "
+        "those and UPerNet of mmsegmentation, EoMT, DPT, BEiT and data2vec of transformers, "
+        "LightlyTrain's EoMT, DINOv2's linear heads, and encoders of timm, Google, DINOv3, RADIO, "
+        "SAM, OpenCLIP, AIMv2, "
         "InternViT, Prithvi, Hugging Face ViT/BEiT/DINOv2/SigLIP/CLIP/Gemma, torchvision's ResNets"
     )
 

@@ -203,7 +203,7 @@ def eomt_architecture(
     if (eps := found.settings.get("upscale_eps")) is not None:
         heads["norm_eps"] = eps
     registers = t.get("encoder.vit.reg_token")
-    if registers is None or registers.shape[1] != _REGISTERS:
+    if positions is not None and (registers is None or registers.shape[1] != _REGISTERS):
         shape["reg_tokens"] = 0 if registers is None else registers.shape[1]
     return {
         "encoder": name.format(size or other),
