@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from setr.data.class_tables import names_of_json
+from setr.data.class_tables import _own_form, names_of_json
 from setr.datasets import open_dataset
 from setr.errors import USAGE, SetrError
 from setr.images import encode_png
@@ -145,7 +145,7 @@ def test_a_draft_takes_the_names_of_id2label(tmp_path):
         ("classes: {0: a, 1: {label: b}}", "classes 1: {'label': 'b'}: give a name, or {name:"),
         ("classes: {0: a, 1: {name: b, labels: [x]}}", "classes 1: label 'x': give an id"),
         ("classes: {0: a, 1: {name: b, labels: [[0, 0, 0]]}}", "are ids or colours; give one"),
-        ("classes: {0: a, 1: b}\nignore_classes: [2]", "ignore_classes 2: give ids that `classes`"),
+        ("classes: {0: a, 1: b}\nignore_classes: [x]", "ignore_classes 'x': give ids of the masks"),
         ("classes: [a, b]\nignore_classes: [0]", "ignore_classes: is for classes with ids"),
         ("classes: names.json", "names.json is no readable file"),
         ("classes: names.txt", "'classes' must list the class names"),
@@ -169,3 +169,10 @@ def test_what_such_files_may_not_say(tmp_path, text, told, monkeypatch):
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.code == USAGE
+
+
+def test_ids_that_are_no_class_may_be_ignored():
+    """As LightlyTrain accepts them: a class that is left out need not be named."""
+    found = _own_form({0: "a", 7: "b"}, [9, 255])
+    assert found["classes"] == ["a", "b"]
+    assert found["label_map"] == {0: "a", 7: "b", 9: "ignore", 255: "ignore"}

@@ -129,7 +129,7 @@ def test_logits_are_logarithms_of_the_classes_scores():
 def test_logits_are_finite_and_in_fp32_under_autocast(monkeypatch):
     """In bf16 the best two scores of many pixels would be equal."""
     torch.manual_seed(0)
-    decoder, features = MaskClassifier(8, K, patch_size=16), [torch.zeros(1)] * 2
+    decoder, features = MaskClassifier(8, K, patch_size=16), [torch.zeros(1, 8, 2, 2)] * 2
     fixed = Masks(torch.randn(1, 100, 8, 8), torch.randn(1, 100, K + 1))
     monkeypatch.setattr(decoder, "predict", lambda *_: fixed)
     expected = decoder(features)
@@ -439,7 +439,7 @@ def test_named_models_have_the_authors_query_blocks():
             model = setr.create_model(name, num_classes=150, img_size=512)
         assert model.encoder.num_query_blocks == blocks
         assert model.arguments["encoder"] == encoder
-        assert (model.encoder.patch_size, model.decoder.final_scale) == (16, 4)
+        assert (model.encoder.patch_size, len(model.decoder.upscale)) == (16, 2)
         assert model.decoder.queries.shape[0] == 100
 
 
@@ -559,6 +559,57 @@ def test_published_checkpoints(tmp_path, capsys, layout):
     assert "dialect eomt" in capsys.readouterr().out
 
 
+LIGHTLY = [(r"^encoder\.vit\.", "model.backbone."), (r"\.reg_token$", ".register_tokens"),
+           (r"^decoder\.queries$", "model.queries.weight"), (r"^decoder\.", "model.")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("patch", "doublings"), [(14, 2), (16, 1)])
+def test_an_export_of_lightlytrain(tmp_path, patch, doublings):
+    """Other norms and doublings than the authors', DINOv2's own positions, and settings inside."""
+    model = randomised(
+        setr.SETR(
+            encoder="vit_small_patch14_reg4_dinov2",
+            encoder_args={**TINY, "patch_size": patch, "query_blocks": 1},
+            decoder="eomt",
+            decoder_args={"num_queries": QUERIES, "doublings": doublings, "norm_eps": 1e-5},
+            num_classes=K,
+            taps=(3,),
+            img_size=4 * patch,
+        )
+    )
+    assert model.decoder.upscale[0].norm.eps == 1e-5
+    state = renamed(model, LIGHTLY)
+    token = state["model.backbone.cls_token"]
+    own = torch.randn_like(token)  # the class token's position
+    state["model.backbone.cls_token"] = token - own
+    name = "model.backbone.pos_embed"
+    state[name] = torch.cat([own, state[name]], dim=1)
+    state |= {"model.backbone.mask_token": own[0], "criterion.empty_weight": torch.ones(K + 1)}
+    settings = {
+        "image_size": (8 * patch, 8 * patch),
+        "image_normalize": {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)},
+        "num_joint_blocks": 1,
+        "classes": {3 * i: f"name {i}" for i in range(K)},
+    }
+    path = tmp_path / "exported_best.pt"
+    torch.save({"model_init_args": settings, "train_model": state, "license_info": "x"}, path)
+    found, info, report = convert_foreign(path, num_heads=2)
+    assert (report.dialect, report.unexpected) == ("eomt", [])
+    images = torch.randn(1, 3, 5 * patch, 8 * patch)
+    with torch.inference_mode():
+        expected = model(images)
+        torch.testing.assert_close(found(images), expected, rtol=1e-4, atol=1e-4)
+    assert info.protocol.window == (8 * patch, 8 * patch)
+    assert info.protocol.short_side == 8 * patch
+    assert (info.mean, info.std) == ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    assert info.labels.classes[1] == "name 1"
+    assert info.labels.label_map[3] == 1
+    settings["image_size"] = "large"
+    torch.save({"model_init_args": settings, "train_model": state}, path)
+    with pytest.raises(SetrError, match="stored beside its tensors"):
+        convert_foreign(path, num_heads=2)
+
+
 def test_the_number_of_classes_names_the_data_set(tmp_path):
     model = setr.SETR(encoder="vit_small_patch14_reg4_dinov2",
                       encoder_args={**TINY, "patch_size": 16, "query_blocks": 1}, decoder="eomt",
@@ -582,9 +633,11 @@ def test_a_cut_checkpoint_is_named(tmp_path):
 
 
 def test_upscaling_follows_the_patch_size():
-    for patch, doublings, rest in ((8, 1, 4), (14, 1, 7), (16, 2, 4), (32, 3, 4)):
-        decoder = MaskClassifier(8, K, patch_size=patch)
-        assert (len(decoder.upscale), decoder.final_scale) == (doublings, rest)
+    features = [torch.randn(1, 8, 2, 3), torch.randn(1, 8, 1, 5)]
+    for patch, doublings in ((8, 1), (14, 1), (16, 2), (18, 2), (32, 3)):
+        decoder = MaskClassifier(8, K, patch_size=patch, num_queries=5)
+        assert len(decoder.upscale) == doublings
+        assert decoder(features).shape == (1, K, 2 * patch, 3 * patch)
 
 
 def test_points_of_the_mask_loss_lie_where_masks_are_uncertain():

@@ -240,6 +240,7 @@ ORDER = (
         "weight_files.averaging",
         "weight_files.linear_head",
         "weight_files.delta",
+        "weight_files.recorded_test",
         "weight_files.published",
         "weight_files.foreign",
         "exporting.sessions",

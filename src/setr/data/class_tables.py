@@ -109,7 +109,7 @@ def _is_table(classes: Mapping[Any, Any]) -> bool:
 def _own_form(classes: Mapping[Any, Any], ignored: Any) -> dict[str, Any]:
     """`classes` and the map of ids or colours of a table."""
     table = _ids(classes, "classes")
-    left_out = _ignored_ids(ignored, table)
+    left_out = _ignored_ids(ignored)
     by_id: dict[int, str] = {}
     by_colour: dict[str, str] = {}
     colours: dict[str, Any] = {}
@@ -125,6 +125,8 @@ def _own_form(classes: Mapping[Any, Any], ignored: Any) -> dict[str, Any]:
     if by_id and by_colour:
         raise SetrError("classes: labels of masks are ids or colours; give one of both")
     if not by_colour:
+        for raw in left_out - set(table):  # an id that is no class is ignored, too
+            _add(by_id, raw, "ignore")
         return _named(by_id)
     kept = [name for name in dict.fromkeys(by_colour.values()) if name != "ignore"]
     return {"classes": kept, "colours": [colours[name] for name in kept], "colour_map": by_colour}
@@ -167,11 +169,11 @@ def _add(table: dict[Any, str], raw: Any, name: str) -> None:
         raise SetrError(f"classes: {raw} is of both '{table[raw]}' and '{name}'; give it once")
 
 
-def _ignored_ids(ignored: Any, table: Mapping[int, Any]) -> set[int]:
+def _ignored_ids(ignored: Any) -> set[int]:
     listed = ignored if isinstance(ignored, list) else [] if ignored is None else [ignored]
     for number in listed:
-        if type(number) is not int or number not in table:
-            raise SetrError(f"ignore_classes {number!r}: give ids that `classes` has")
+        if type(number) is not int or number < 0:
+            raise SetrError(f"ignore_classes {number!r}: give ids of the masks")
     return set(listed)
 
 

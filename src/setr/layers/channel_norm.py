@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of a (B, C, h, w) map; the authors apply it to the tokens."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-6)
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__(channels, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w), normalised over C."""

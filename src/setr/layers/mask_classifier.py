@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from setr.layers.channel_norm import ChannelNorm
 from setr.layers.products import no_autocast
-from setr.layers.upsampling import upsample
+from setr.layers.upsampling import resize_bilinear
 
 TINY = 1e-12
 """Smallest score of a class, so that its logarithm is finite."""
@@ -54,10 +54,20 @@ class MaskClassifier(nn.Module):
         patch_size: pixels per token along each side; masks have a quarter of the image's resolution
             with patches of 16 pixels.
         num_queries: number of queries Q; 100 in the paper for semantic segmentation.
+        doublings: how many times the resolution of the patches is doubled for the masks; by default
+            up to about a quarter of the image's.
+        norm_eps: epsilon of the norms after each doubling.
     """
 
     def __init__(
-        self, in_channels: int, num_classes: int, *, patch_size: int, num_queries: int = 100
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        patch_size: int,
+        num_queries: int = 100,
+        doublings: int | None = None,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.randn(num_queries, in_channels))
@@ -69,9 +79,9 @@ class MaskClassifier(nn.Module):
             nn.GELU(),
             nn.Linear(in_channels, in_channels),
         )
-        doublings = max(1, int(math.log2(patch_size)) - 2)
-        self.upscale = nn.Sequential(*(_Doubling(in_channels) for _ in range(doublings)))
-        self.final_scale = max(1, patch_size // 2**doublings)
+        doublings = doublings or usual_doublings(patch_size)
+        self.upscale = nn.Sequential(*(_Doubling(in_channels, norm_eps) for _ in range(doublings)))
+        self.patch_size = patch_size
 
     def predict(self, patches: Tensor, queries: Tensor) -> Masks:
         """Normalised patches (B, C, h, w) and queries (B, C, 1, Q) -> masks and classes."""
@@ -88,23 +98,30 @@ class MaskClassifier(nn.Module):
         as in the authors' code. All of it is computed in fp32 (fp64 stays fp64).
         """
         masks, classes = self.predict(*features)
+        h, w = features[0].shape[-2:]
+        size = h * self.patch_size, w * self.patch_size
         with no_autocast(masks.device):  # in bf16, many pixels' best two scores would be equal
             dtype = masks.dtype if masks.dtype is torch.float64 else torch.float32
-            inside = upsample(masks.to(dtype), self.final_scale).sigmoid_()
+            inside = resize_bilinear(masks.to(dtype), size).sigmoid_()
             shares = classes.to(dtype).softmax(-1)[..., :-1]
             scores = (shares.transpose(1, 2) @ inside.flatten(2)).unflatten(2, inside.shape[-2:])
             return scores.clamp_(min=TINY).log_().to(self.class_head.weight.dtype)
 
 
+def usual_doublings(patch_size: int) -> int:
+    """How many times the authors double the resolution of patches of a size in pixels."""
+    return max(1, int(math.log2(patch_size)) - 2)
+
+
 class _Doubling(nn.Module):
     """Twice the resolution: transposed convolution, GELU, depthwise convolution, norm."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm_eps: float) -> None:
         super().__init__()
         self.conv1 = nn.ConvTranspose2d(channels, channels, 2, stride=2)
         self.activation = nn.GELU()
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-        self.norm = ChannelNorm(channels)
+        self.norm = ChannelNorm(channels, norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, 2h, 2w)."""

@@ -58,6 +58,7 @@ def read_architecture(
             img_size=img_size,
             side=meta.get("side"),
             norm_eps=meta.get("norm_eps"),
+            query_blocks=meta.get("query_blocks"),
         )
     try:
         vit = _vit_shape(t)

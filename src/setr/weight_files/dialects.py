@@ -26,7 +26,7 @@ from setr.weight_files.encoder_layouts import (
     siglip,
     timm,
 )
-from setr.weight_files.eomt import eomt, eomt_huggingface
+from setr.weight_files.eomt import eomt, eomt_huggingface, eomt_lightly
 from setr.weight_files.flexible_layouts import radio
 from setr.weight_files.multimodal_layouts import aimv2, gemma4, internvit, openclip
 from setr.weight_files.naming import Tensors, Translation
@@ -58,7 +58,8 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
         f"{source}: unknown layout (its tensors are called {', '.join(list(given)[:3])}, …); "
         "supported are this toolkit's models, SETR, Segmenter, DPT and EoMT of their authors, "
         "those and UPerNet of mmsegmentation, EoMT, DPT, BEiT and data2vec of transformers, "
-        "DINOv2's linear heads, and encoders of timm, Google, DINOv3, RADIO, SAM, OpenCLIP, AIMv2, "
+        "LightlyTrain's EoMT, DINOv2's linear heads, and encoders of timm, Google, DINOv3, RADIO, "
+        "SAM, OpenCLIP, AIMv2, "
         "InternViT, Prithvi, Hugging Face ViT/BEiT/DINOv2/SigLIP/CLIP/Gemma, torchvision's ResNets"
     )
 
@@ -92,6 +93,7 @@ _DIALECTS: list[tuple[str, Callable[[Tensors], Translation]]] = [
     (r"encoder\.(vit|net)\.", _own),
     (r"(network\.)?encoder\.backbone\.", eomt),
     (r"upscale_block\.", eomt_huggingface),
+    (r"model\.upscale\.0\.conv1\.", eomt_lightly),
     (r"fpn1\.0\.weight$|fpn\.fpn1\.conv_transpose1\.weight$", transformers_beit),
     (r"backbone\.layers\.\d+\.attn\.(attn\.|relative_position_bias_table)", mmseg),
     (r"backbone\.mla\.|decode_head\.(norm|syncbn_fc_\d|conv_\d|mlahead|cls)\.", official),

@@ -1,26 +1,31 @@
 """Published EoMT checkpoints: names of their tensors, and what their shapes say.
 
-Sources: tue-mps/eomt (models/eomt.py, models/vit.py) and Hugging Face transformers 5 (models/eomt
-and models/eomt_dinov3). With DINOv3, the authors' encoder is that of transformers, so both files
-have its names.
+Sources: tue-mps/eomt (models/eomt.py, models/vit.py), Hugging Face transformers 5 (models/eomt and
+models/eomt_dinov3) and LightlyTrain 0.18. With DINOv3, the authors' encoder is that of
+transformers, so both files have its names; LightlyTrain's is Meta's.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
-from setr.catalog import query_blocks
+from setr.catalog import query_blocks as usual_blocks
 from setr.errors import SetrError
+from setr.layers.mask_classifier import usual_doublings
 from setr.weight_files.encoder_layouts import dinov3, huggingface, timm
-from setr.weight_files.naming import DELTA, Rule, Tensors, Translation, rename
+from setr.weight_files.naming import DELTA, Rule, Tensors, Translation, count_parts, rename
 
 HEAD_WIDTH = 64
+_REGISTERS = 4
 _MLP = {"fc1": "0", "fc2": "2", "fc3": "4"}
 _DINOV2 = {(384, 12): "small", (768, 12): "base", (1024, 24): "large", (1536, 40): "giant"}
 _DINOV3 = {(384, 12): "small", (768, 12): "base", (1024, 24): "large"}
 _GATED_DINOV3 = {(384, 12): "small_plus", (1280, 32): "huge_plus", (4096, 40): "7b"}
 _NORM_EPS = {"dinov2": 1e-6, "dinov3": 1e-5}
+_LIGHTLY_EPS = 1e-5
+"""Epsilon of LightlyTrain's norms between masks and patches; that of the others is 1e-6."""
 _SIDE = 512
 """Side in pixels of the crops of the authors' semantic model on DINOv3, which no tensor shows."""
 
@@ -73,6 +78,50 @@ def eomt_huggingface(tensors: Tensors) -> Translation:
     )
 
 
+def eomt_lightly(tensors: Tensors) -> Translation:
+    """A semantic model on DINOv2 or DINOv3 that LightlyTrain exported, or its checkpoint."""
+    on_dinov3 = any("backbone.rope_embed." in name for name in tensors)
+    found = _joined(
+        tensors,
+        dialect="eomt",
+        encoder=r"model\.backbone\.(?!mask_token$)(.+)",
+        layout=dinov3 if on_dinov3 else timm,
+        heads=[
+            (r"model\.queries\.weight", "decoder.queries"),
+            (r"model\.(class_head|mask_head|upscale)\.(.+)", r"decoder.\1.\2"),
+        ],
+        unused=r"model\.backbone\.mask_token|criterion\..+",
+    )
+    found.settings["upscale_eps"] = _LIGHTLY_EPS
+    if not on_dinov3:  # the class token has a position, which timm's DINOv2 adds to it beforehand
+        own = found.tensors
+        table, token = own["encoder.vit.pos_embed"], own["encoder.vit.cls_token"]
+        own["encoder.vit.pos_embed"] = table[:, 1:]
+        own["encoder.vit.cls_token"] = token + table[:, :1]
+    return found
+
+
+def lightly_settings(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What an export of LightlyTrain records about a model, by the names used for others.
+
+    Returns:
+        `query_blocks`, `mean`, `std`, `side` (of the windows in pixels) and `classes`, by the ids
+        of its data. Empty for other files.
+
+    Raises:
+        one of `BROKEN`: a setting of another type.
+    """
+    if "image_normalize" not in meta:
+        return {}
+    return {
+        "query_blocks": int(meta["num_joint_blocks"]),
+        "mean": [float(value) for value in meta["image_normalize"]["mean"]],
+        "std": [float(value) for value in meta["image_normalize"]["std"]],
+        "side": min(int(side) for side in meta["image_size"]),
+        "classes": {int(key): str(name) for key, name in meta["classes"].items()},
+    }
+
+
 def _transformers_dinov3(tensors: Tensors) -> Translation:
     """The encoder as in transformers' DINOv3, under the names it has inside EoMT."""
     rules: list[Rule] = [
@@ -105,6 +154,7 @@ def eomt_architecture(
     img_size: int | tuple[int, int] | None = None,
     side: int | None = None,
     norm_eps: float | None = None,
+    query_blocks: int | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments of `SETR` for an EoMT model.
 
@@ -116,6 +166,7 @@ def eomt_architecture(
         img_size: (height, width) in pixels; by default the position embeddings' square grid.
         side: of a square image in pixels, where position embeddings do not show it.
         norm_eps: epsilon of the encoder's norms; by default DINOv2's or DINOv3's.
+        query_blocks: number of blocks with queries, where no tensor shows it.
     """
     t = found.tensors
     positions = t.get("encoder.vit.pos_embed")
@@ -132,7 +183,7 @@ def eomt_architecture(
         name = "vit_{}_patch16_dinov3" + ("_qkvb" if biased else "")
         size = (_GATED_DINOV3 if gated else _DINOV3).get((width, depth))
         other = "small_plus" if gated else "small"
-    blocks = found.settings.get("query_blocks") or query_blocks(depth)
+    blocks = query_blocks or found.settings.get("query_blocks") or usual_blocks(depth)
     shape: dict[str, Any] = {"patch_size": patch, "query_blocks": blocks}
     if size is None:
         shape |= {"embed_dim": width, "depth": depth, "num_heads": max(1, width // HEAD_WIDTH)}
@@ -140,6 +191,14 @@ def eomt_architecture(
         shape["num_heads"] = num_heads
     if norm_eps and norm_eps != _NORM_EPS[family]:
         shape["norm_eps"] = norm_eps
+    heads: dict[str, Any] = {"num_queries": len(t["decoder.queries"])}
+    if (doublings := count_parts(t, r"decoder\.upscale\.(\d+)\.")) != usual_doublings(patch):
+        heads["doublings"] = doublings
+    if (eps := found.settings.get("upscale_eps")) is not None:
+        heads["norm_eps"] = eps
+    registers = t.get("encoder.vit.reg_token")
+    if positions is not None and (registers is None or registers.shape[1] != _REGISTERS):
+        shape["reg_tokens"] = 0 if registers is None else registers.shape[1]
     return {
         "encoder": name.format(size or other),
         "encoder_args": shape,
@@ -147,5 +206,5 @@ def eomt_architecture(
         "num_classes": len(t["decoder.class_head.weight"]) - 1,
         "taps": (depth,),
         "img_size": img_size or side or _SIDE,
-        "decoder_args": {"num_queries": len(t["decoder.queries"])},
+        "decoder_args": heads,
     }

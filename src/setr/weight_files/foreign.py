@@ -23,6 +23,7 @@ from setr.reading.parsed import BROKEN
 from setr.weight_files.architecture import read_architecture
 from setr.weight_files.delta import add_base
 from setr.weight_files.dialects import translate
+from setr.weight_files.eomt import lightly_settings
 from setr.weight_files.licences import weights_licence
 from setr.weight_files.linear_head import join_head, published_test
 from setr.weight_files.load_report import LoadReport
@@ -81,7 +82,8 @@ def convert_foreign(
     found = translate(file.tensors, source)
     meta = file.meta
     if found.dialect in ("dpt-transformers", "beit-transformers", "eomt"):
-        meta = {**meta, **transformers_settings(file.path.parent)}
+        with _understood(source, "what is stored beside its tensors does"):
+            meta = {**meta, **lightly_settings(meta), **transformers_settings(file.path.parent)}
     if found.dialect == "setr" and Path(path).is_dir():
         raise UsageError(
             f"{source}: is a model directory, which eval, predict and export take as it is; "
@@ -216,6 +218,10 @@ def _stored_labels(meta: Mapping[str, Any], num_classes: int, source: str) -> La
     stored = meta["dataset_meta"] if isinstance(meta.get("dataset_meta"), dict) else meta
     classes = stored.get("classes") or stored.get("CLASSES")
     palette = stored.get("palette") or stored.get("PALETTE") or ()
+    label_map = None
+    if isinstance(classes, dict):  # LightlyTrain's, by the ids in its masks
+        label_map = {raw: place for place, raw in enumerate(classes)}
+        classes = list(classes.values())
     if not isinstance(classes, list | tuple) or len(classes) != num_classes:
         classes = [None]
     if not all(isinstance(name, str) for name in classes):
@@ -228,7 +234,7 @@ def _stored_labels(meta: Mapping[str, Any], num_classes: int, source: str) -> La
             return known
     try:
         colours = palette if len(palette) == num_classes else ()
-        return Labels.from_dict({"classes": classes, "colours": colours})
+        return Labels.from_dict({"classes": classes, "colours": colours, "label_map": label_map})
     except (TypeError, ValueError, IndexError) as error:
         raise SetrError(f"{source}: its class list is invalid ({error})") from None
 

@@ -14,6 +14,7 @@ from setr.labels import Labels, known_labels, known_name
 from setr.model_info import ModelInfo
 from setr.protocols import Protocol, preset
 from setr.weight_files.naming import Tensors, Translation, recorded
+from setr.weight_files.recorded_test import recorded_normalisation, recorded_protocol
 
 _DATASETS = {150: "ade20k", 19: "cityscapes"}
 """Data sets by number of classes; the authors' third one is Pascal Context with 60 classes."""
@@ -58,10 +59,23 @@ def published_settings(
 ) -> Settings:
     """The settings of a whole model.
 
+    Those of its code base's published models, or its own if a file of mmsegmentation records them.
+
     Args:
         meta: values stored beside its tensors.
         arguments: keyword arguments of `SETR` that were read from it.
     """
+    usual = _usual_settings(found, meta, arguments, labels)
+    if found.dialect != "mmseg":
+        return usual
+    mean, std = recorded_normalisation(meta) or (usual.mean, usual.std)
+    return Settings(usual.crop, recorded_protocol(meta, usual.protocol), mean, std)
+
+
+def _usual_settings(
+    found: Translation, meta: Mapping[str, Any], arguments: Mapping[str, Any], labels: Labels
+) -> Settings:
+    """As `published_settings`, as the code base of a checkpoint publishes its models."""
     decoder, port = arguments["decoder"], found.dialect == "mmseg"
     if decoder == "dpt":
         return dpt_settings(found, meta)
@@ -73,7 +87,8 @@ def published_settings(
         return Settings(crop, protocol, *segmenter_normalisation(found.tensors, labels))
     if decoder == "eomt":
         mean, std = (tuple(meta.get(k) or getattr(imagenet, k)) for k in ("mean", "std"))
-        return Settings(crop, eomt_test(crop), mean, std)
+        side = meta.get("side")
+        return Settings(crop, eomt_test((side, side) if side else crop), mean, std)
     if (arguments.get("neck_args") or {}).get("feature2pyramid"):  # windows
         stride = crop[0] * 2 // 3, crop[1] * 2 // 3
         side = min(crop)

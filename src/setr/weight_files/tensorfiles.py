@@ -41,6 +41,8 @@ _INERT_PACKAGES = frozenset(
 _SETTINGS = (".py", ".yaml", ".yml", ".json")
 _STATES = ("state_dict", "model", "model_state", "teacher", "module", "target_encoder")
 """Where training frameworks store the weights in a checkpoint, the first that is there."""
+_SETTINGS_IN = ("meta", "model_init_args")
+"""Where training frameworks store settings in a checkpoint: mmengine, LightlyTrain."""
 _LEGACY_PICKLES = 5  # magic number, protocol, system, values, storage keys; then raw numbers
 _INERT_NAMES = (
     frozenset(f"builtins.{name}" for name in ("getattr", "slice", "set", "bytearray", "complex"))
@@ -215,7 +217,7 @@ def _read_torch(path: Path) -> TensorFile:
             ) from None
     if not isinstance(values, dict):
         raise SetrError(f"{path}: holds a {type(values).__name__}, not named tensors")
-    meta = values.get("meta")
+    meta = next((values[key] for key in _SETTINGS_IN if key in values), None)
     tensors = {str(k): v.detach() for k, v in _state(values, path).items() if isinstance(v, Tensor)}
     return TensorFile(path, tensors, meta if isinstance(meta, dict) else {})
 
