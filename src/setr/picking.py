@@ -129,7 +129,7 @@ def pick_images(
     Args:
         model: on any device.
         info: classes, normalisation and protocol.
-        dataset: the images, from `open_unlabelled`, their pixels `counted`.
+        dataset: the images, from `open_unlabelled`.
         count: how many to choose.
         precision: of the forward pass.
         workers: processes that load images.

@@ -197,7 +197,8 @@ class Run:
         if not shown or self.config.train.cache_features != "none":
             return
         names = self.source.names(0, self.share)
-        rows = list(zip(images.numpy(), masks.numpy(), names, strict=True))[:shown]
+        truths, _ = self.source.told_apart(masks)
+        rows = list(zip(images.numpy(), truths.numpy(), names, strict=True))[:shown]
         self.folder.picture(0, crops_picture(self.dataset.labels, rows))
 
     def _test_is_due(self) -> bool:
