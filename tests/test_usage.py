@@ -44,15 +44,11 @@ from setr.errors import USAGE, SetrError
             "--gpus: setr train has no such option; several GPUs take `torchrun",
         ),
         (
-            ["train", "demo", "--local-rank", "0"],  # not model.lora-rank
+            "train demo --local-rank 0",  # not model.lora-rank
             "--local-rank: setr train has no such option; several GPUs take `torchrun",
         ),
         (
-            ["train", "demo", "--name", "x"],  # not model.name
-            "--name: setr train has no such option; did you mean --out?",
-        ),
-        (
-            ["train", "demo", "--cache", "ram"],
+            "train demo --cache ram",
             "--cache: setr train has no such option; --train.cache-features keeps those of a",
         ),
         (

@@ -68,9 +68,7 @@ OPTIONS_HERE = {
     "multi-scale scales": "aug-test augment tta",
     "opacity": "alpha",
     "optim.name": "opt optim optimizer",
-    "out": (
-        "experiment name out-dir out-file output-dir output-file project run-name save-dir work-dir"
-    ),
+    "out": ("experiment out-dir out-file output-dir output-file project run-save-dir work-dir"),
     "output out": "output",
     "overwrite": "exist-ok",
     "patience": "early-stop early-stopping early-stopping-patience",
@@ -135,7 +133,7 @@ ADVICE_HERE = {
         "class-threshold prob-threshold threshold thresholds"
     ),
     "`setr auto DATA --minutes N` fits a training into a time": "max-time time",
-    "`setr eval` writes metrics.json by itself, and `setr predict --save coco` outlines": "save-json",
+    "`setr eval` writes metrics.json by itself, `setr predict --save coco` outlines": "save-json",
     "`setr train`, `setr eval` and `setr predict` are commands of their own": (
         "do-eval do-predict do-train"
     ),
