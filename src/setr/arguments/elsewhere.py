@@ -68,7 +68,7 @@ OPTIONS_HERE = {
     "multi-scale scales": "aug-test augment tta",
     "opacity": "alpha",
     "optim.name": "opt optim optimizer",
-    "out": ("experiment out-dir out-file output-dir output-file project run-save-dir work-dir"),
+    "out": "experiment out-dir out-file output-dir output-file project run-name save-dir work-dir",
     "output out": "output",
     "overwrite": "exist-ok",
     "patience": "early-stop early-stopping early-stopping-patience",
