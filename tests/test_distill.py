@@ -21,9 +21,12 @@ from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.estimate import estimate
 from setr.hub import from_pretrained, save_pretrained
 from setr.images import encode_png
+from setr.inference import normalize
 from setr.kernels import row_blocks
 from setr.kernels.divergence import upsample_divergence
 from setr.labels import IGNORE, Labels
+from setr.layers.outputs import Output
+from setr.losses import count_weight, segmentation_loss
 from setr.model_info import ModelInfo
 from setr.reading.files import write_bytes
 from setr.training.resolved import announce, unlabelled_count, with_steps
@@ -62,15 +65,19 @@ def test_the_distance_is_kl_of_resized_logits(monkeypatch, temperature):
     torch.manual_seed(0)
     student = torch.randn(2, 7, 5, 9, dtype=torch.float64, requires_grad=True)
     teacher = torch.randn(2, 7, 20, 36)
-    target = torch.full((2, 37, 70), 255, dtype=torch.uint8)  # ignored pixels count, too
+    target = torch.zeros(2, 37, 70, dtype=torch.uint8)
+    target[0, :20], target[1, :, 33:40] = IGNORE, IGNORE
     sizes = (40, 72), (42, 70)
 
     wanted, found = (
         F.interpolate(x, size=size, mode="bilinear")[..., :37, :70] / temperature
         for x, size in zip((teacher.double(), student), sizes[::-1], strict=True)
     )
-    expected = temperature**2 * F.kl_div(
-        found.log_softmax(1), wanted.log_softmax(1), reduction="sum", log_target=True
+    expected = (
+        temperature**2
+        * F.kl_div(found.log_softmax(1), wanted.log_softmax(1), reduction="none", log_target=True)
+        .sum(1)[target != IGNORE]
+        .sum()
     )
     (gradient,) = torch.autograd.grad(expected, student)
     value = upsample_divergence(student, teacher, target, *sizes, temperature=temperature)
@@ -199,25 +206,67 @@ def test_every_batch_has_its_share_of_further_images(size, count):
         assert [a + b for a, b in zip(*halves, strict=True)] == batches
 
 
-def test_images_without_labels_are_seen_by_student_and_teacher(tmp_path, teacher, unlabelled):
-    config = with_images(tiny_config(tmp_path / "run", batch_size=4), teacher, unlabelled)
+@pytest.mark.parametrize("norm", ["valid", "all"])
+def test_images_without_labels_are_seen_by_student_and_teacher(tmp_path, teacher, unlabelled, norm):
+    config = tiny_config(tmp_path / "run", batch_size=4).replace({"train.loss_norm": norm})
+    config = with_images(config, teacher, unlabelled)
+    normalizer = count_weight if norm == "valid" else lambda ids: torch.tensor(ids.numel())
     run = Run(config, RunFolder(Path(config.out)))
     names = run.source.names(0)
     is_photo = ["photo" in name for name in names]
     assert is_photo == [False, True, False, True]
     images, masks = next(iter(run.source.batches(0)))
-    assert [(mask == IGNORE).all() for mask in masks.numpy()] == is_photo
+    truths, counted = run.source.told_apart(masks)
+    assert [(truth == IGNORE).all() for truth in truths.numpy()] == is_photo
+    assert not counted[::2].any()
     # the labels' loss is that of the labelled ones, the divergence that of all
     run.model.eval()  # holds batch norm still
+    run.model.train = lambda mode=True: run.model
     inputs, own = run.source.inputs(images), run.updates.teacher(images)
-    losses = run.updates._losses(inputs, masks, run.updates._normalizer(masks), own)
-    labelled = run.updates._losses(
-        inputs[::2], masks[::2], run.updates._normalizer(masks[::2]), None
+    with torch.no_grad():
+        output = run.model(inputs, with_aux=True)
+    main = segmentation_loss(
+        Output(output.logits[::2], [], output.size), truths[::2], normalizer=normalizer(truths[::2])
+    )["main"]
+    sizes = output.size, own.size
+    distance = upsample_divergence(output.logits, own.logits, counted, *sizes)
+    losses = run.train_step(images, masks)
+    assert losses["main"] == pytest.approx(main.item(), rel=1e-5)
+    pixels = (counted != IGNORE).sum()
+    assert losses["distill"] == pytest.approx((distance / pixels).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_pixels_without_data_are_not_learnt(tmp_path, teacher, accumulate):
+    rasterio = pytest.importorskip("rasterio")
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    for i in range(4):
+        pixels = scenes.draw("val", 100 + i, size=64)[0].transpose(2, 0, 1).clip(1)
+        pixels[:, : 16 * i] = 0
+        profile = {"driver": "GTiff", "width": 64, "height": 64, "count": 3, "dtype": "uint8"}
+        profile["transform"] = rasterio.Affine(10, 0, 500_000, 0, -10, 5_400_000)
+        with rasterio.open(folder / f"{i}.tif", "w", nodata=0, **profile) as file:
+            file.write(pixels)
+    config = tiny_config(tmp_path / "run", batch_size=8, accumulate=accumulate)
+    config = with_images(config, teacher, folder).replace(
+        {"data.scale_range": (1.0, 1.0), "data.flip": 0.0}
     )
-    assert losses["main"].item() == pytest.approx(labelled["main"].item(), rel=1e-5)
-    masks = torch.zeros_like(masks)  # which does not matter to it
-    again = run.updates._losses(inputs, masks, run.updates._normalizer(masks), own)
-    assert losses["distill"].item() == pytest.approx(again["distill"].item(), rel=1e-5)
+    run = Run(config, RunFolder(Path(config.out)))
+    images, masks = next(iter(run.source.batches(0)))
+    truths, counted = run.source.told_apart(masks)
+    assert (truths[1::2] == IGNORE).all()
+    empty = (counted[1::2] == IGNORE).sum((1, 2))
+    assert sorted(empty.tolist()) == [0, 1024, 2048, 3072]
+    run.model.eval()
+    run.model.train = lambda mode=True: run.model
+    with torch.no_grad():
+        found = run.model(run.source.inputs(images)).log_softmax(1)
+        own, info = from_pretrained(teacher)
+        wanted = own.eval()(normalize(images, info.mean, info.std)).log_softmax(1)
+    distance = (wanted.exp() * (wanted - found)).sum(1)
+    learnt = run.train_step(images, masks)["distill"]
+    assert learnt == pytest.approx(distance[counted != IGNORE].mean().item(), rel=1e-4)
 
 
 def test_a_run_with_images_is_resumed_bit_for_bit(tmp_path, teacher, unlabelled, monkeypatch):

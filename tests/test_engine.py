@@ -115,6 +115,8 @@ def test_a_run_leaves_a_model_directory(config):
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
     assert {"main", "aux_1", "lr", "images_per_second", "data_wait_percent"} <= lines[0].keys()
+    passes = config.train.batch_size / metrics["data"]["train_images"]
+    assert all(line["epoch"] == pytest.approx(line["step"] * passes, abs=1e-4) for line in lines)
     assert Config.load(out / "config.yaml") == config
 
 
@@ -721,6 +723,8 @@ def test_a_signal_in_a_test_between_steps_saves_and_the_test_is_done_again(
     metrics = train(config, resume=True)
     assert metrics["single_scale"]["iou"] == whole["single_scale"]["iou"]
     lines = [Path(tmp_path, name, "log.jsonl").read_text() for name in ("whole", "run")]
+    seconds = [json.loads(x)["seconds"] for x in lines[1].splitlines()]
+    assert 0 < seconds[0] <= seconds[-1] == max(seconds)
     tests = [[json.loads(x)["step"] for x in y.splitlines() if '"val"' in x] for y in lines]
     assert tests == [[2, 4], [2, 4]]
     assert_same_weights(tmp_path / "whole", config)

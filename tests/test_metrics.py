@@ -338,8 +338,27 @@ def test_thresholds_are_those_of_a_search_by_hand(rare):
     precision = [(truth[own >= t] == rare).mean() for t in order]
     recall = [(truth[own >= t] == rare).sum() / (truth == rare).sum() for t in order]
     exact = np.sum(np.diff([0, *recall]) * precision)
-    assert found["average_precision"] == pytest.approx(exact, abs=0.01)
+    assert found["average_precision"] == pytest.approx(exact, abs=1e-3)
     assert Thresholds().summary(("a", "b")) is None
+
+
+@pytest.mark.parametrize("rare", [0, 1])
+def test_average_precision_tells_confident_pixels_apart(rare):
+    """Also where most probabilities differ from 0 or 1 by less than any threshold."""
+    rng = np.random.default_rng(5)
+    own = rng.random(3000) < 0.1
+    odds = torch.from_numpy(np.where(own, 7, 5) + rng.normal(0, 1.5, 3000)).float()
+    second = torch.sigmoid(odds if rare else -odds)
+    prediction = (second > 0.5).long()
+    counts = Thresholds()
+    truth = torch.from_numpy(np.where(own, rare, 1 - rare))
+    counts.update(prediction, truth, second.where(prediction == 1, 1 - second))
+    found = counts.summary(("a", "b"))
+    hits = own[torch.argsort(odds, descending=True).numpy()].cumsum()
+    precision = hits / np.arange(1, 3001)
+    exact = (np.diff(hits, prepend=0) * precision).sum() / own.sum()
+    assert found
+    assert found["average_precision"] == pytest.approx(exact, abs=1e-3)
 
 
 def test_kappa_is_agreement_beyond_chance():

@@ -80,7 +80,7 @@ def pick(root: Path, *more: str) -> int:
 
 
 def test_frames_of_one_video_are_not_all_chosen(photos):
-    dataset = open_unlabelled(photos / "photos", INFO.labels, None, "", counted=True)
+    dataset = open_unlabelled(photos / "photos", INFO.labels, None, "")
     options: dict[str, Any] = {"workers": 0, "precision": "fp32"}
     picks = pick_images(Oracle(), INFO, dataset, 4, **options)  # type: ignore[arg-type]
     names = [picks.names[number] for number in picks.chosen]
@@ -104,7 +104,7 @@ def test_pixels_without_data_do_not_count(tmp_path):
         place = {"crs": "EPSG:32633", "transform": transform, "nodata": 0}
         with rasterio.open(tmp_path / f"{name}.tif", "w", driver="GTiff", **shape, **place) as file:
             file.write(bands)
-    dataset = open_unlabelled(tmp_path, INFO.labels, None, "", counted=True)
+    dataset = open_unlabelled(tmp_path, INFO.labels, None, "")
     options: dict[str, Any] = {"workers": 0, "precision": "fp32"}
     picks = pick_images(Oracle(), INFO, dataset, 3, **options)  # type: ignore[arg-type]
     found = {Path(name).stem: picks.uncertainty[n] for n, name in picks.names.items()}

@@ -45,6 +45,14 @@ from tests.conftest import refusal
             "--gpus: setr train has no such option; several GPUs take `torchrun",
         ),
         (
+            "train demo --local-rank 0",  # not model.lora-rank
+            "--local-rank: setr train has no such option; several GPUs take `torchrun",
+        ),
+        (
+            "train demo --cache ram",
+            "--cache: setr train has no such option; --train.cache-features keeps those of a",
+        ),
+        (
             "train demo --config c.yaml",
             "--config: setr train has no such option; give the file in place of the recipe",
         ),

@@ -128,7 +128,7 @@ def pick_images(
 
     Args:
         model: on any device.
-        dataset: the images, from `open_unlabelled`, their pixels `counted`.
+        dataset: the images, from `open_unlabelled`.
         count: how many to choose.
         workers: processes that load images.
         stopped: called before every image; once it returns true, the choice is among those seen.

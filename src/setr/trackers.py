@@ -51,9 +51,10 @@ class Tracker:
         """Log the metrics of a step.
 
         Args:
-            line: `step`, with `loss`, `lr`, … every `train.log_every` steps, or with `val`, the
-                metrics of an evaluation (`val["miou"]`); numbers by name, possibly nested. The loss
-                of a step skipped because of fp16 overflow may be nan or inf.
+            line: `step`, `epoch` and `seconds`, with `loss`, `lr`, … every `train.log_every` steps,
+                or with `val`, the metrics of an evaluation (`val["miou"]`); numbers by name,
+                possibly nested. The loss of a step skipped because of fp16 overflow may be nan or
+                inf.
         """
 
     def picture(self, step: int, picture: np.ndarray) -> None:

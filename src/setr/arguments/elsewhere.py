@@ -17,7 +17,8 @@ def _by_name(table: dict[str, str]) -> dict[str, str]:
 
 
 OPTIONS_HERE = {
-    "accumulate": "accumulate-grad-batches grad-accum-steps gradient-accumulation-steps",
+    "accumulate": "accumulate-grad-batches grad-accum-steps gradient-accumulation-steps nbs",
+    "aux": "aux-head aux-loss auxiliary auxiliary-head",
     "batch-size": "per-device-train-batch-size samples-per-gpu",
     "batch-size batch batches": "batch batch-size",
     "class-key": "attribute class-field class-property column field label-field",
@@ -27,18 +28,23 @@ OPTIONS_HERE = {
     "compile": "torch-compile torchcompile",
     "crop-size": "crop",
     "crop-size img-size size short-side": "image-size img-size imgsz input-size resize",
-    "data root": "data data-dir dataset",
-    "device": "accelerator devices gpu gpu-ids",
-    "drop-path": "drop-path-rate",
-    "ema": "ema-decay model-ema model-ema-decay",
-    "encoder": "backbone",
+    "data root": "data data-dir dataset dataset-name",
+    "device": "accelerator devices gpu gpu-id gpu-ids no-cuda use-cpu",
+    "drop-path": "drop-path-rate dropout",
+    "ema": "ema-decay model-ema model-ema-decay use-ema",
+    "encoder": "backbone encoder-name",
     "encoder-args": "model-kwargs",
     "epochs steps": "epochs max-epochs num-train-epochs",
-    "eval-every": "eval-interval eval-steps val-check-interval val-every-num-steps val-interval",
+    "eval-every": (
+        "check-val-every-n-epoch eval-interval eval-steps eval-strategy evaluation-strategy "
+        "val-check-interval val-every-num-steps val-interval"
+    ),
     "flip": "fliplr hflip",
     "flip-vertical": "flipud vflip",
     "folds": "kfold n-folds",
-    "freeze": "freeze-backbone freeze-encoder",
+    "format": "framework include",
+    "fraction": "limit-train-batches max-train-samples",
+    "freeze": "freeze-backbone freeze-encoder freeze-layers",
     "grad-checkpointing": "gradient-checkpointing",
     "group-by": (
         "by-group by-patient group group-regex groups patient per-group per-patient subject"
@@ -47,9 +53,11 @@ OPTIONS_HERE = {
     "images": "image-dir img-dir",
     "images image source": "input",
     "keep-states": "max-keep-ckpts save-total-limit",
+    "layer-decay": "llrd lr-decay lr-decay-rate",
     "log": "report-to tensorboard wandb",
-    "log-every": "log-every-n-steps log-every-num-steps log-interval logging-steps",
+    "log-every": "log-every-n-steps log-every-num-steps log-interval logging-steps print-freq",
     "lora-rank": "lora lora-r",
+    "loss": "criterion loss-fn",
     "lr": "backbone-lr learning-rate lr0",
     "masks": "ann-dir mask-dir masks-dir",
     "min-confidence": "conf conf-thres",
@@ -57,49 +65,61 @@ OPTIONS_HERE = {
     "min-pixels": "min-area min-object-size min-size",
     "model models model.name": "model",
     "model.name": "arch decoder",
-    "multi-scale scales": "augment tta",
+    "multi-scale scales": "aug-test augment tta",
     "opacity": "alpha",
     "optim.name": "opt optim optimizer",
-    "out": "experiment out-dir out-file output-dir project run-name save-dir work-dir",
+    "out": "experiment out-dir out-file output-dir output-file project run-name save-dir work-dir",
     "output out": "output",
     "overwrite": "exist-ok",
-    "patience": "early-stopping early-stopping-patience",
-    "photometric": "color-jitter hsv-h hsv-s hsv-v",
+    "patience": "early-stop early-stopping early-stopping-patience",
+    "photometric": "brightness color-jitter contrast hsv-h hsv-s hsv-v hue jitter saturation",
     "power": "poly-power",
     "precision": "amp bf16 fp16 half int8 mixed-precision quantize",
-    "pretrained": "backbone-weights initial-checkpoint load-from",
+    "pretrained": "backbone-weights encoder-weights initial-checkpoint load-from",
     "pretrained model models": "ckpt",
-    "pretrained model models source": "checkpoint weights",
+    "pretrained model models source": "checkpoint model-name-or-path weights",
     "rare-class-crops": "oversample-foreground oversample-foreground-percent",
     "repeat-rare": "oversample oversample-thr",
     "resume": "resume-from resume-from-checkpoint resume-interrupted",
     "rotate": "degrees",
-    "save": "format output-format save-conf save-txt show vectorize",
+    "save": (
+        "format logits output-format probs save-conf save-img save-probs save-txt show softmax "
+        "vectorize"
+    ),
     "save out": "show-dir",
-    "save-every": "checkpoint-interval save-every-num-steps save-interval save-period save-steps",
+    "save-every": (
+        "checkpoint-interval save-every-num-steps save-interval save-period save-steps "
+        "save-strategy"
+    ),
     "scale-range scales": "scale",
     "schedule": "cos-lr lr-scheduler-type sched scheduler",
     "seconds": "duration",
     "sharding": "fsdp strategy",
+    "size": "input-shape shape",
     "source images image": "source",
     "steps": "iters max-iters max-steps",
-    "teacher": "distill-model teacher-model",
+    "teacher": "distill-model teacher-model teacher-weights",
     "tile window": "chip-size tile-size",
     "tolerance": "epsilon simplify simplify-tolerance",
     "val-share": "test-size val-ratio val-split-pct",
     "val-split split": "val",
     "warmup-steps": "num-warmup-steps warmup warmup-epochs warmup-iters warmup-ratio",
     "weight-decay": "wd",
-    "window": "window-size",
+    "window": "slide sliding-window window-size",
     "workers": "dataloader-num-workers num-workers",
 }
 """Names of an option here -> its names in other toolkits."""
 
 ADVICE_HERE = {
     "--help lists every setting with its value": "dry-run print-config",
+    "--train.cache-features keeps those of a frozen encoder; images are read anew in each pass": (
+        "cache cache-images cache-ram"
+    ),
+    "--train.ema is the decay, as 0.999: 1 less the momentum": "ema-momentum",
     "95 % intervals are always computed; --group-by makes them over groups": (
         "bootstrap ci n-bootstrap"
     ),
+    "AdamW has the betas 0.9 and 0.999": "adam-beta1 adam-beta2 beta1 beta2 betas",
     "Cohen's kappa is always computed": "cohen-kappa kappa",
     "IoU, Dice, precision and recall of each class are always computed": (
         "dice dice-score metric metrics per-class"
@@ -108,10 +128,15 @@ ADVICE_HERE = {
     "QGIS's Zonal histogram counts the classes of a mask in each polygon": (
         "fields zonal zonal-stats"
     ),
+    "W&B takes WANDB_PROJECT and WANDB_MODE from the environment": "wandb-project",
     "`setr adjust MODEL DATA -o OUT --threshold T` sets that of a model of two classes": (
         "class-threshold prob-threshold threshold thresholds"
     ),
     "`setr auto DATA --minutes N` fits a training into a time": "max-time time",
+    "`setr eval` writes metrics.json by itself, `setr predict --save coco` outlines": "save-json",
+    "`setr train`, `setr eval` and `setr predict` are commands of their own": (
+        "do-eval do-predict do-train"
+    ),
     "a fold is two splits, as --data.train-split train1 --data.val-split val1": "fold folds",
     "areas of GeoTIFF files are in manifest.jsonl and, with --save share,gpkg, as area_m2": (
         "area areas hectares units"
@@ -119,17 +144,25 @@ ADVICE_HERE = {
     "bands are named in data.yaml, as bands: [4, 3, 2, 8]; `setr init-data` drafts them": (
         "bands channels in-channels"
     ),
+    "batch norm is synchronised over processes by itself": "sync-batchnorm sync-bn",
     "boundary IoU and F are always computed; distances such as Hausdorff's are not": (
         "hausdorff hd95 nsd surface-dice"
     ),
     "classes are named in data.yaml, which `setr init-data DIR` drafts": (
         "class-names classes names nc num-classes"
     ),
+    "colours of classes are named in data.yaml, and stored with the model": (
+        "color-map colormap colors palette"
+    ),
     "connected regions are counted by class, in the report and metrics.json": (
         "instances lesions objects regions"
     ),
+    "each pixel gets a class; there are no boxes": (
+        "agnostic-nms box dfl max-det nms show-boxes single-cls"
+    ),
+    "each setting is an option, as --optim.lr 1e-4": "cfg-options options opts",
     "frames are predicted one by one; nothing smooths them over time": "smooth smoothing temporal",
-    "give the file in place of the recipe: setr train config.yaml": "config",
+    "give the file in place of the recipe: setr train config.yaml": "cfg config",
     "ids are never shifted: map them in data.yaml, as label_map: {0: ignore, 1: road, …}": (
         "do-reduce-labels reduce-zero-label"
     ),
@@ -142,9 +175,17 @@ ADVICE_HERE = {
     "layers in the folder are found by themselves (.gpkg, .shp, .geojson)": (
         "geojson gpkg layer layers polygons shapefile shp vector"
     ),
-    "name ids to leave out in data.yaml, as ignore: [0, 255]": "ignore-index",
+    "name ids to leave out in data.yaml, as ignore: [0, 255]": (
+        "ignore-index ignore-label ignore-value"
+    ),
+    "no rate changes with the batch size; give --optim.lr": "auto-scale-lr",
     "not built in; from Python, setr.train(…, augment=…) takes your own": (
-        "close-mosaic copy-paste cutmix erasing mixup mosaic perspective shear translate"
+        "aa augmentations auto-augment close-mosaic copy-paste cutmix cutout erasing "
+        "gaussian-blur mixup mosaic perspective rand-aug random-erase reprob shear transform "
+        "transform-args translate"
+    ),
+    "not built in; your own training loop takes any loss (docs/python.md)": (
+        "label-smoothing label-smoothing-factor loss-weight loss-weights"
     ),
     "of a camera the newest frame is taken and the others are dropped, without an option": (
         "fps skip-frames stream stream-buffer vid-stride"
@@ -154,16 +195,27 @@ ADVICE_HERE = {
     "rare classes are spread over the splits by themselves, as far as possible": (
         "stratified stratify"
     ),
+    "setr.push_to_hub(FOLDER, 'owner/name') uploads a model, from Python": (
+        "hub-model-id push-to-hub"
+    ),
     "several GPUs take `torchrun --nproc-per-node 4 -m setr train …`": (
-        "gpus nproc-per-node num-gpus"
+        "ddp-backend dist-backend dist-url gpus launcher local-rank master-port nnodes "
+        "node-rank nproc-per-node num-gpus num-nodes world-size"
     ),
     "the file has opset 20, and takes any batch, height and width unless --size is given": (
-        "dynamic dynamic-axes opset"
+        "dynamic dynamic-axes dynamic-export opset"
+    ),
+    "the folder of a run holds the weights with the best val mIoU; its last/ the newest state": (
+        "load-best-model-at-end metric-for-best-model monitor save-best save-last save-top-k"
     ),
     "the report of `setr eval` has the confusion matrix, and thresholds of two classes": (
         "confusion-matrix plots pr-curve"
     ),
     "what a file marks as nodata is left out by itself": "nodata nodata-value",
+    "where images and masks are is said in data.yaml, which `setr init-data` drafts": (
+        "img-suffix mask-suffix seg-map-path seg-map-suffix train-dir train-images train-masks "
+        "val-dir val-images val-masks"
+    ),
     "windows of `setr predict` overlap by a quarter, eval has --stride; tiles do not overlap": (
         "overlap"
     ),

@@ -70,7 +70,7 @@ def run(arguments: list[str]) -> int:
 
     predictor = load(given.model, device=given.device)
     model, info = predictor.model, predictor.info
-    dataset = open_unlabelled(given.folder, info.labels, info.bands, "", counted=True)
+    dataset = open_unlabelled(given.folder, info.labels, info.bands, "")
     info = dataclasses.replace(info, protocol=resolve_protocol(given.protocol, model, info))
     require_apart(given.out)
     require_writable(given.out, "-o")

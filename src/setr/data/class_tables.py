@@ -92,6 +92,8 @@ def _with_rest(values: Mapping[str, Any]) -> dict[str, Any]:
     only = only if isinstance(only, list) else []
     if len(only) != 1 or REST in only or values.get("nc", 1) != 1:
         return dict(values)
+    if isinstance(names, Mapping) and str(*names) not in ("0", "1"):
+        return dict(values)  # not such a file; refused as others whose ids do not begin with 0
     return {**values, "names": [REST, *only], "nc": 2}
 
 

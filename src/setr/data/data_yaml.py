@@ -242,8 +242,8 @@ def labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
     if key == "names" and isinstance(classes, dict):
         if set(classes) != set(range(len(classes))):
             raise UsageError(
-                f"{path}: 'names' must have the ids 0 to {len(classes) - 1}; give others as "
-                "classes: and label_map:"
+                f"{path}: 'names' must have the ids 0 to {len(classes) - 1}; give names by the ids "
+                "of the masks as classes: {0: background, 7: road}"
             )
         classes = [classes[i] for i in range(len(classes))]
     if values.get("nc", len(classes)) != len(classes):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +48,16 @@ class _AugmentedSamples(TorchDataset):
         own: OwnAugmentation | None,
     ) -> None:
         self.datasets, self.augment, self.seed, self.own = datasets, augment, seed, own
+        # of further images, which have no classes; only crops without any data are drawn anew
+        self.further = replace(augment, max_class_share=1.0, rare_crops=0.0)
 
     def __getitem__(self, position: Position) -> Loaded:
         epoch, index = position
         rng = np.random.default_rng((self.seed, epoch, index))
         dataset, index = located(self.datasets, index)
         try:
-            image, mask = self.augment(*dataset.open(index), rng)
+            augment = self.augment if dataset is self.datasets[0] else self.further
+            image, mask = augment(*dataset.open(index), rng)
             if self.own is None:
                 return image, mask
             return self.own(image, mask, rng, str(dataset.pairs[index].image))

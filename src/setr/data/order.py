@@ -99,6 +99,13 @@ class Extra(NamedTuple):
     per_batch: int
 
 
+def further_places(size: int, count: int) -> np.ndarray:
+    """Which places of a batch (size,) bool have further images: `count`, spread evenly over it."""
+    places = np.zeros(size, bool)
+    places[(np.arange(count) * size + size - 1) // count] = True
+    return places
+
+
 class MixedOrder:
     """Batches of a split and of further images, spread evenly over each batch.
 
@@ -115,10 +122,8 @@ class MixedOrder:
         return len(self.split)
 
     def __iter__(self) -> Iterator[list[Position]]:
-        count = self.extra.batch_size
-        size = self.split.batch_size + count
-        is_extra = np.zeros(size, bool)
-        is_extra[(np.arange(count) * size + size - 1) // count] = True
+        size = self.split.batch_size + self.extra.batch_size
+        is_extra = further_places(size, self.extra.batch_size)
         own = self.share.of(size)
         for ours, others in zip(self.split, self.extra, strict=True):
             from_split = iter(ours)

@@ -15,7 +15,7 @@ from setr.data.dataset import Dataset, Mask, Pixels
 from setr.data.pairing import SplitFiles
 from setr.data.pairs import Pairs
 from setr.errors import DataError, SetrError, UsageError
-from setr.labels import IGNORE, Labels
+from setr.labels import Labels
 from setr.processes.quota import cpus
 from setr.reading.files import no_images, walk_images
 
@@ -26,19 +26,11 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class UnlabelledImages(Dataset):
-    """Images whose pixels are all ignored.
-
-    Attributes:
-        counted: all of them are the first class instead, except where a GeoTIFF has no data.
-    """
-
-    counted: bool = False
+    """Images whose masks tell where they have data: 0, and `IGNORE` where a GeoTIFF has none."""
 
     def open(self, index: int) -> tuple[Pixels, Mask]:
-        """One image, decoded lazily, and a mask in which every pixel is `IGNORE`, or `counted`."""
+        """One image, decoded lazily, and its mask."""
         rows = self.pixels(index)
-        if not self.counted:
-            return rows, np.full(rows.shape[:2], IGNORE, np.uint8)
         ids = np.zeros(rows.shape[:2], np.uint8)
         return rows, ids if isinstance(rows, np.ndarray) else self.with_gaps(ids, rows.source)
 
@@ -48,8 +40,6 @@ def open_unlabelled(
     labels: Labels,
     bands: Bands | None,
     option: str = SPLIT,
-    *,
-    counted: bool = False,
 ) -> Dataset:
     """The images of a folder and the folders in it.
 
@@ -58,7 +48,6 @@ def open_unlabelled(
         labels: of the training split.
         bands: of the training split.
         option: what names the folder, in messages.
-        counted: see `UnlabelledImages`.
 
     Raises:
         SetrError: no such folder, or no images in it.
@@ -70,7 +59,7 @@ def open_unlabelled(
     if not names:
         raise no_images(folder, option)
     pairs = Pairs([SplitFiles(root, names, None)])
-    return UnlabelledImages(root.name, SPLIT, labels, pairs, bands=bands, counted=counted)
+    return UnlabelledImages(root.name, SPLIT, labels, pairs, bands=bands)
 
 
 def require_readable(images: Dataset, progress: Callable[[int, int], None]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from setr.kernels.row_blocks import Block, classes_last, row_blocks, upsample_sum
+from setr.labels import IGNORE
 
 
 def upsample_divergence(
@@ -20,15 +21,14 @@ def upsample_divergence(
     *,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Sum over pixels of T^2 KL(teacher || student), with both logits divided by the temperature T.
+    """Sum over valid pixels of T^2 KL(teacher || student), both logits divided by temperature T.
 
-    As in Hinton et al. 2015 (arXiv 1503.02531, section 2), per pixel. Ignored pixels are counted,
-    too, since the teacher has a prediction for them.
+    As in Hinton et al. 2015 (arXiv 1503.02531, section 2), per pixel.
 
     Args:
         logits: (B, K, h, w) of the student, any float dtype; computed in fp32 (fp64 stays fp64).
         teacher: (B, K, h', w') logits of the teacher.
-        target: (B, H, W); only its shape is used.
+        target: (B, H, W); pixels of `IGNORE` are not counted.
         size: (H', W') the student's logits are resized to, at least (H, W), and cropped to (H, W).
         teacher_size: the same for the teacher's.
         temperature: T, positive.
@@ -44,8 +44,8 @@ def upsample_divergence(
     def divergence(resized: Tensor, truth: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         wanted = (next(teachers).resized / temperature).log_softmax(-1)
         found = (resized / temperature).log_softmax(-1)
-        shares = wanted.exp()
-        value = (shares * (wanted - found)).sum()
-        return temperature**2 * value, temperature * (found.exp() - shares)
+        shares, counted = wanted.exp(), (truth != IGNORE)[..., None]
+        value = (shares * (wanted - found) * counted).sum()
+        return temperature**2 * value, temperature * (found.exp() - shares) * counted
 
     return upsample_sum(logits, target, size, divergence)

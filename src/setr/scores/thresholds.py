@@ -19,6 +19,17 @@ STEPS = 100
 """Thresholds are multiples of one over this."""
 
 
+def _edges() -> Tensor:
+    """Where bins of probabilities begin: at all thresholds, and in equal steps of log-odds.
+
+    The latter separate the confident pixels, which most are, so that the average precision is that
+    of all distinct probabilities to 0.001. Each is there with its complement.
+    """
+    odds = torch.arange(1, 16 * 1024 + 1, dtype=torch.float64) / 1024
+    low = torch.cat([torch.sigmoid(-odds), torch.arange(1, STEPS // 2, dtype=odds.dtype) / STEPS])
+    return torch.cat([low, low.new_tensor([0.5]), 1 - low]).sort().values.float()
+
+
 class Thresholds:
     """Pixels by true class and by the probability of the second of two classes.
 
@@ -27,7 +38,9 @@ class Thresholds:
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.counts = torch.zeros(2, STEPS, dtype=torch.int64, device=device)
+        self.edges = _edges().to(device)
+        bins = len(self.edges) + 1
+        self.counts = torch.zeros(2, bins, dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor, truth: Tensor, confidence: Tensor) -> None:
         """Count pixels.
@@ -40,10 +53,9 @@ class Thresholds:
         parts = zip(*(t.split(PIXELS) for t in (prediction, truth, confidence)), strict=True)
         for ids, true, sure in parts:
             second = torch.where(ids == 1, sure, 1 - sure)
-            step = (second * STEPS).long().clamp_(0, STEPS - 1)
-            self.counts += torch.bincount(true.long() * STEPS + step, minlength=2 * STEPS).view(
-                2, STEPS
-            )
+            at = torch.bucketize(second.float(), self.edges, right=True)
+            at += true.long() * self.counts.shape[1]
+            self.counts += torch.bincount(at, minlength=self.counts.numel()).view_as(self.counts)
 
     def summary(self, classes: tuple[str, ...]) -> dict[str, Any] | None:
         """The curve of the class with fewer labelled pixels; None where it has none.
@@ -63,20 +75,17 @@ class Thresholds:
         precision, recall = ratio(true, true + false), true / pixels[c]
         dice = 2 * true / (true + false + pixels[c])
         gained = recall - np.append(recall[1:], 0)
-        best = 1 + int(np.argmax(dice[1:]))
-        columns = {
-            "threshold": np.arange(STEPS) / STEPS,
-            "precision": precision,
-            "recall": recall,
-            "dice": dice,
-        }
-        rows = {
-            name: [None if np.isnan(v) else float(v) for v in values]
+        thresholds = np.arange(1, STEPS) / STEPS
+        begins = 1 + np.searchsorted(self.edges.cpu().numpy(), thresholds.astype(np.float32))
+        columns = {"precision": precision, "recall": recall, "dice": dice}
+        rows = {"threshold": thresholds.tolist()} | {
+            name: [None if np.isnan(v) else float(v) for v in values[begins]]
             for name, values in columns.items()
         }
+        best = int(np.argmax(dice[begins]))
         return {
             "class": classes[c],
             "average_precision": float(np.nansum(gained * precision)),
             "best": {name: values[best] for name, values in rows.items()},
-            **{name: values[1:] for name, values in rows.items()},
+            **rows,
         }

@@ -101,7 +101,12 @@ class Best:
         return f"{tests} found no better val mIoU than {miou:.4f} (train.patience {patience})"
 
     def test(
-        self, parallel: Parallel, step: int, guard: Guard, stopped: Callable[[], bool]
+        self,
+        parallel: Parallel,
+        step: int,
+        guard: Guard,
+        stopped: Callable[[], bool],
+        log: Callable[[Mapping[str, Any]], None],
     ) -> None:
         """Test the model's current weights; save them if they are the best so far.
 
@@ -110,6 +115,7 @@ class Best:
             step: number of steps trained.
             guard: context manager for the evaluation, which ends before anything is written.
             stopped: as for `evaluate_split`.
+            log: takes the figures.
 
         Raises:
             UntestedError: the evaluation failed, before anything was written.
@@ -123,7 +129,7 @@ class Best:
             except Exception as error:
                 raise UntestedError from error
         score, before = figures["miou"] or 0.0, self.figures.get("miou") or 0.0
-        self.folder.log({"step": step, "val": figures})
+        log({"val": figures})
         self.folder.picture(step, samples.picture())
         stale = bool(self.figures) and score <= before
         best = f"the best was {100 * before:.2f} %" if stale else "the best so far"

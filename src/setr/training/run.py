@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -39,7 +39,7 @@ from setr.training.parallel import Parallel
 from setr.training.pixel_counts import build_weights
 from setr.training.preparation import prepare
 from setr.training.profiling import Profile
-from setr.training.resolved import announce, headline
+from setr.training.resolved import announce, headline, unlabelled_count
 from setr.training.runfolder import RunFolder
 from setr.training.samples import crops_picture
 from setr.training.snapshot import restore, snapshot
@@ -148,7 +148,7 @@ class Run:
                 logged = self.step % config.log_every == 0 or last
                 if logged:
                     rates = self.telemetry.figures(progress.rates())
-                    self.folder.log({"step": self.step, **parts, **rates})
+                    self._log({**parts, **rates})
                 tested = self._test_is_due()
                 if tested:
                     self._test(interrupt, progress)
@@ -161,6 +161,17 @@ class Run:
         progress.close()
         if self.step < config.steps:
             say(f"ended after step {self.step} of {config.steps}: {end_reason}")
+
+    def _log(self, figures: Mapping[str, Any]) -> None:
+        """Log figures of the last step, with how far and how long the training has gone."""
+        labelled = self.config.train.batch_size - unlabelled_count(self.config)
+        passes = self.step * labelled / len(self.dataset)
+        passed = {"epoch": round(passes, 4), "seconds": round(self._seconds(), 1)}
+        self.folder.log({"step": self.step, **passed, **figures})
+
+    def _seconds(self) -> float:
+        """Time that the run has taken, also before it was resumed."""
+        return self.seconds + time.monotonic() - self.began
 
     def _next_batch(
         self, batches: Iterator[tuple[Tensor, Tensor]], interrupt: Interrupt
@@ -195,7 +206,8 @@ class Run:
         if not shown or self.config.train.cache_features != "none":
             return
         names = self.source.names(0, self.share)
-        rows = list(zip(images.numpy(), masks.numpy(), names, strict=True))[:shown]
+        truths, _ = self.source.told_apart(masks)
+        rows = list(zip(images.numpy(), truths.numpy(), names, strict=True))[:shown]
         self.folder.picture(0, crops_picture(self.dataset.labels, rows))
 
     def _test_is_due(self) -> bool:
@@ -279,7 +291,7 @@ class Run:
             "split": self.val.split,
             "steps": self.step,
             "augment": self.facts[AUGMENT_VERSION],
-            "seconds": self.seconds + time.monotonic() - self.began,
+            "seconds": self._seconds(),
             "processes": distributed.world(),
             "provenance": provenance(self.config.train.seed, self.device),
         }
@@ -297,7 +309,7 @@ class Run:
         self.updates.release()
         try:
             with self.ema.inside(self.model) if self.ema else contextlib.nullcontext():
-                self.best.test(self.parallel, self.step, guard, stopped)
+                self.best.test(self.parallel, self.step, guard, stopped, self._log)
         except UntestedError as failure:
             self._save_for_later()
             error = failure.__cause__ or failure
@@ -308,7 +320,7 @@ class Run:
         values = {
             "facts": self.facts,
             "scaler": self.scaler.state(),
-            "seconds": self.seconds + time.monotonic() - self.began,
+            "seconds": self._seconds(),
             "tested": self.tested_step,
             **self.best.state(),
         }

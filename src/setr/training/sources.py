@@ -12,9 +12,18 @@ from torch import Tensor
 from setr.config import Config
 from setr.data.dataset import Dataset
 from setr.data.loader import located, training_batches
-from setr.data.order import WHOLE, BatchOrder, Extra, Order, Share, training_order
+from setr.data.order import (
+    WHOLE,
+    BatchOrder,
+    Extra,
+    Order,
+    Share,
+    further_places,
+    training_order,
+)
 from setr.data.own_augmentation import Augment, OwnAugmentation
 from setr.inference import normalize
+from setr.labels import IGNORE
 from setr.model import SETR, Features
 from setr.training.features import FeatureFiles, open_features, split_maps
 from setr.training.pixel_counts import build_augmentation
@@ -35,6 +44,18 @@ class Source(Protocol):
         """Convert inputs, on the device, to the model's arguments."""
         ...
 
+    def told_apart(self, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """What to learn from the masks of a batch, and what from a teacher.
+
+        Args:
+            masks: (B, H, W) as in `batches`.
+
+        Returns:
+            Training ids, which are `IGNORE` in images without labels; and the same shape with
+            `IGNORE` where these have no data, or a crop goes beyond them.
+        """
+        ...
+
 
 class _Images:
     def __init__(
@@ -51,6 +72,11 @@ class _Images:
         self.config, self.dataset, self.share, self.device = config, dataset, share, device
         self.augment = build_augmentation(config, pixels)
         self.own = None if augment is None else OwnAugmentation(augment, len(pixels))
+        self.unlabelled: Tensor | None = None
+        if extra:
+            size = config.train.batch_size
+            places = further_places(size, extra.per_batch)[share.of(size)]
+            self.unlabelled = torch.from_numpy(places)[:, None, None]
 
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images uint8 (B, H, W, C) and masks."""
@@ -92,6 +118,13 @@ class _Images:
     def inputs(self, part: Tensor) -> Tensor:
         """Normalise images."""
         return normalize(part, self.config.model.mean, self.config.model.std)
+
+    def told_apart(self, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """By the places in the batch."""
+        if self.unlabelled is None:
+            return masks, torch.zeros_like(masks)
+        unlabelled = self.unlabelled.to(masks.device)
+        return masks.where(~unlabelled, IGNORE), masks.where(unlabelled, 0)
 
 
 class _Features:
@@ -135,6 +168,10 @@ class _Features:
     def inputs(self, part: Tensor) -> Features:
         """Split into one feature map per tap."""
         return Features(split_maps(part, self.widths), self.config.data.crop_size)
+
+    def told_apart(self, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """All have labels."""
+        return masks, torch.zeros_like(masks)
 
 
 def open_source(

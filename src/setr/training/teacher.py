@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,20 @@ from setr.layers.precision import autocast
 from setr.model import SETR, Output
 from setr.model_info import ModelInfo
 from setr.training.facts import weights_digest
+
+
+class Taught(NamedTuple):
+    """What a teacher says about the crops of a micro-batch.
+
+    Attributes:
+        output: its predictions.
+        counted: (B, H, W), `IGNORE` where they do not count.
+        pixels: the number of those that count in the whole step.
+    """
+
+    output: Output
+    counted: Tensor
+    pixels: Tensor
 
 
 class Teacher:
@@ -46,22 +62,17 @@ class Teacher:
         with autocast(self.device, self.dtype):
             return self.model.coarse(images)
 
-    def loss(self, student: Output, own: Output, masks: Tensor) -> Tensor:
-        """The sum over pixels of the divergence of a student's predictions from the teacher's own.
-
-        Args:
-            student: of the model in training.
-            own: of this teacher, for the same crops.
-            masks: (B, H, W) of the crops; only their shape is used.
-        """
-        return upsample_divergence(
+    def loss(self, student: Output, taught: Taught) -> Tensor:
+        """A micro-batch's part of the mean divergence of a student's predictions from these."""
+        distance = upsample_divergence(
             student.logits,
-            own.logits,
-            masks,
+            taught.output.logits,
+            taught.counted,
             student.size,
-            own.size,
+            taught.output.size,
             temperature=self.settings.temperature,
         )
+        return distance / taught.pixels.clamp(min=1)
 
 
 def open_teacher(

@@ -19,14 +19,15 @@ from setr.layers.precision import autocast
 from setr.layers.recompute import still_statistics
 from setr.losses import count_weight, segmentation_loss
 from setr.mask_loss import mask_weight
-from setr.model import Features, Output
+from setr.model import Features
 from setr.training.graphed import Graphed
 from setr.training.loss_scale import LossScaler
 from setr.training.optim import MovingAverage, learning_rate, set_lr
 from setr.training.parallel import Parallel, clip_gradients
+from setr.training.resolved import unlabelled_count
 from setr.training.single_value import require_several_values
 from setr.training.sources import Source
-from setr.training.teacher import Teacher
+from setr.training.teacher import Taught, Teacher
 
 
 class Updates:
@@ -91,7 +92,7 @@ class Updates:
         Args:
             done: number of steps before this one.
             images: inputs from the source, (B, …).
-            masks: training ids uint8 (B, H, W).
+            masks: the same, uint8 (B, H, W).
 
         Returns:
             Values for the log: losses and gradient norm over all processes, and the learning rate;
@@ -109,9 +110,8 @@ class Updates:
         self.model.train()
         self.model.set_progress(done / config.train.steps)
         before = [b.clone() for b in self.model.buffers()] if self.scaler.enabled else []
-        sums = self._gradients(
-            images.to(self.device, non_blocking=True), masks.to(self.device, non_blocking=True)
-        )
+        masks, counted = self.source.told_apart(masks.to(self.device, non_blocking=True))
+        sums = self._gradients(images.to(self.device, non_blocking=True), masks, counted)
         self.scaler.unscale(self.optimizer)
         norm = clip_gradients(self.model, config.optim.clip_grad)
         totals = self._totals(sums, norm, rate, done)
@@ -125,8 +125,11 @@ class Updates:
             self.ema.update(self.model, done)
         return {**totals, "lr": rate, **self.scaler.figures()}
 
-    def _gradients(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        """Compute the gradients of all micro-batches; returns the sums of their losses."""
+    def _gradients(self, images: Tensor, masks: Tensor, counted: Tensor) -> dict[str, Tensor]:
+        """Compute the gradients of all micro-batches; returns the sums of their losses.
+
+        `masks` is what to learn, `counted` where to learn from the teacher.
+        """
         if self.graphed:
             try:
                 return self.graphed(cast("Tensor", self.source.inputs(images)), masks)
@@ -136,13 +139,14 @@ class Updates:
                 self.model.zero_grad(set_to_none=True)
         normalizer = self._normalizer(masks)
         add_up(normalizer)
+        pixels = add_up(count_weight(counted)) if self.teacher else normalizer
         count = self.config.train.accumulate
         sums: dict[str, Tensor] = {}
-        for number, (part, target) in enumerate(
-            zip(images.chunk(count), masks.chunk(count), strict=True), 1
+        for number, (part, target, seen) in enumerate(
+            zip(images.chunk(count), masks.chunk(count), counted.chunk(count), strict=True), 1
         ):
             with self.parallel.micro_batch(last=number == count):
-                taught = self.teacher(part) if self.teacher else None
+                taught = Taught(self.teacher(part), seen, pixels) if self.teacher else None
                 losses = self._backward(self.source.inputs(part), target, normalizer, taught)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value
@@ -159,7 +163,9 @@ class Updates:
             return mask_weight(masks, self.model.num_classes, self.weight)
         if self.config.train.loss_norm == "valid":
             return count_weight(masks, self.weight)
-        return torch.full((), float(masks.numel()), device=self.device)
+        batch = self.config.train.batch_size
+        labelled = 1 - unlabelled_count(self.config) / batch
+        return torch.full((), labelled * masks.numel(), device=self.device)
 
     def _captured(self, inputs: Tensor, masks: Tensor) -> dict[str, Tensor]:
         """The forward and backward pass to capture."""
@@ -170,7 +176,7 @@ class Updates:
         inputs: Tensor | Features,
         target: Tensor,
         normalizer: Tensor,
-        taught: Output | None = None,
+        taught: Taught | None = None,
     ) -> dict[str, Tensor]:
         """Accumulate the gradients of a micro-batch; returns its losses."""
         losses = self._losses(inputs, target, normalizer, taught)
@@ -217,7 +223,11 @@ class Updates:
         )
 
     def _losses(
-        self, inputs: Tensor | Features, target: Tensor, normalizer: Tensor, taught: Output | None
+        self,
+        inputs: Tensor | Features,
+        target: Tensor,
+        normalizer: Tensor,
+        taught: Taught | None,
     ) -> dict[str, Tensor]:
         """The losses of a micro-batch; its logits are freed before the backward pass."""
         train = self.config.train
@@ -233,8 +243,7 @@ class Updates:
             kind=train.loss,
         )
         if self.teacher and taught:
-            pixels = train.batch_size * target.shape[-2] * target.shape[-1]  # of the whole step
-            distance = self.teacher.loss(output, taught, target) / pixels
+            distance = self.teacher.loss(output, taught)
             losses["loss"] = losses["loss"] + self.config.distill.weight * distance
             losses["distill"] = distance.detach()
         return losses
