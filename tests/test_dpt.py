@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -362,7 +363,14 @@ def write_folder(folder: Path, state: dict[str, Tensor], config: dict | None, na
     else:
         from safetensors.torch import save_file
 
-        save_file({k: v.contiguous() for k, v in state.items()}, folder / name)
+        names = sorted(state)
+        parts = {name: names}
+        if name.endswith(".index.json"):
+            parts = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
+            places = {key: part for part, own in parts.items() for key in own}
+            (folder / name).write_text(json.dumps({"weight_map": places}))
+        for part, own in parts.items():
+            save_file({key: state[key].contiguous() for key in own}, folder / part)
     if config:
         (folder / "config.json").write_text(json.dumps(config))
         preprocessor = {"size": {"height": 96, "width": 64}, "image_mean": [0.4, 0.5, 0.6]}
@@ -370,7 +378,9 @@ def write_folder(folder: Path, state: dict[str, Tensor], config: dict | None, na
     return folder
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"]
+)
 def test_a_folder_of_transformers(tmp_path, name, capsys):
     model = own(
         encoder_args={**TINY, "readout": "concat", "norm_eps": 1e-5},
@@ -393,27 +403,35 @@ def test_a_folder_of_transformers(tmp_path, name, capsys):
     assert_same(setr.load(folder, device="cpu").model.eval(), found, 64, 64)
 
 
-def test_a_repository_of_transformers_is_downloaded(tmp_path, monkeypatch):
-    """Its older file only where there is no safetensors file."""
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("model.safetensors", 1), ("pytorch_model.bin", 1), ("model.safetensors.index.json", 3)],
+)
+def test_a_repository_of_transformers_is_downloaded(tmp_path, monkeypatch, name, count):
+    """Other files than the first choice only where that is missing, and never twice."""
     state = split_attention(renamed(own(pos_interp="bilinear"), TRANSFORMERS))
-    folder = write_folder(tmp_path / "dpt", state, CONFIG, "pytorch_model.bin")
-    (folder / "pytorch_model.bin").unlink()
-    asked: list[str] = []
+    there = write_folder(tmp_path / "there", state, CONFIG, name)
+    here = tmp_path / "here"
+    here.mkdir()
+    copied: list[str] = []
 
-    def fetch(source: str, files: tuple[str, ...], **rest: object) -> Path:
-        assert source == "owner/dpt@v1"
-        asked.extend(files)
-        if files[-1] == "pytorch_model.bin":
-            torch.save(state, folder / files[-1])
-        return folder
+    def snapshot_download(repo_id, *, revision, allow_patterns, local_files_only=False, **rest):
+        assert (repo_id, revision) == ("owner/dpt", "v1")
+        for file in [] if local_files_only else allow_patterns:
+            if (there / file).is_file() and not (here / file).is_file():
+                copied.append(shutil.copy(there / file, here / file).name)
+        return str(here)
 
-    monkeypatch.setattr("setr.hub.fetch", fetch)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("setr.reading.remote._require_network", lambda *_: None)
     predictor = setr.load("owner/dpt", revision="v1", device="cpu")
     assert predictor.info.labels.classes[0] == "thing 0"
-    assert asked[-1] == "pytorch_model.bin"
+    assert len(copied) == 2 + count
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # all is in the cache
     assert main(["convert", "owner/dpt@v1", "-o", str(tmp_path / "model")]) == OK
     with pytest.raises(SetrError, match=r"format is not 'setr-1'; setr\.load and"):
-        setr.from_pretrained(folder)
+        setr.from_pretrained(here)
 
 
 def test_a_file_alone_has_the_values_of_its_code(tmp_path):

@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 
 import setr
 from setr.arguments.elsewhere import (
@@ -18,7 +19,12 @@ from setr.arguments.elsewhere import (
 from setr.labels import Labels
 from setr.result import Result
 
-OWNERS = {"setr": setr, "Predictor": setr.Predictor, "Result": setr.Result}
+OWNERS = {
+    "setr": setr,
+    "SETR": setr.SETR,
+    "Predictor": setr.Predictor,
+    "Result": setr.Result,
+}
 
 
 def result(scores=lambda: np.ones((1, 2, 2))) -> Result:
@@ -60,6 +66,22 @@ def test_a_name_of_another_toolkit_is_answered():
     predictor = setr.load(model, info=setr.ModelInfo(labels=Labels(("a",))))
     with pytest.raises(AttributeError, match=r"'Predictor' has no attribute 'val'; use setr\.eval"):
         predictor.val(data="x")
+    for owner in (model, setr.SETR):
+        with pytest.raises(AttributeError, match=r"'save_pretrained'; use setr\.save_pretrained"):
+            owner.save_pretrained("x")
+        with pytest.raises(AttributeError, match=r"has no attribute 'something'$"):
+            _ = owner.something
+    with pytest.raises(AttributeError, match=r"'from_pretrained'; use setr\.load\(SOURCE\)"):
+        setr.Predictor.from_pretrained("x")
+
+
+def test_a_model_that_answers_compiles_whole():
+    """torch.compile follows the access of attributes, too."""
+    model = setr.create_model("setr_naive_nano", num_classes=2, img_size=32, channels=8).eval()
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(images), model(images))
 
 
 def test_keywords_of_other_toolkits_are_answered():

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tarfile
@@ -146,6 +147,7 @@ def test_what_is_evaluated_is_what_is_predicted(model_dir):
 def test_a_result_in_the_viewer_of_pictures(model_dir, photo, monkeypatch):
     result = load(model_dir).predict(photo)
     shown = []
+    monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr("PIL.ImageShow.show", lambda image, title: shown.append(image) or True)
     result.show()
     height, width = photo.shape[:2]
@@ -153,6 +155,12 @@ def test_a_result_in_the_viewer_of_pictures(model_dir, photo, monkeypatch):
     assert shown[0].height > height  # the legend
     monkeypatch.setattr("PIL.ImageShow.show", lambda image, title: False)
     with pytest.raises(SetrError, match="no viewer of pictures on this machine"):
+        result.show()
+    monkeypatch.setattr("PIL.ImageShow.show", lambda image, title: True)  # xdg-open was started
+    monkeypatch.setattr("sys.platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SetrError, match="no screen here to show a picture on"):
         result.show()
 
 
@@ -541,6 +549,17 @@ def test_a_short_side_replaces_that_of_the_protocol(model_dir, photo, tmp_path, 
     assert (found[0] != found[1]).mean() > 0.1
     assert main([*command, "--short-side", "0"]) == USAGE
     assert "--short-side 0" in capsys.readouterr().err
+
+
+def test_where_it_runs_is_said(model_dir, photo, tmp_path, monkeypatch, capsys):
+    write_bytes(tmp_path / "photo.png", encode_png(photo))
+    monkeypatch.setattr("setr.commands.predict_run.gpu_out_of_reach", lambda: "torch has no CUDA")
+    command = ["predict", str(model_dir), str(tmp_path / "photo.png"), "-o", str(tmp_path / "out")]
+    for device, told in (("auto", True), ("cpu", False)):
+        assert main([*command, "--device", device, "--precision", "fp32"]) == OK
+        err = capsys.readouterr().err
+        assert re.search(r"setr: predicting on cpu \(threads: \d+\) in fp32\n", err)
+        assert ("setr: warning: torch has no CUDA" in err) is told
 
 
 def test_submission_for_a_test_server(photo, tmp_path, monkeypatch, capsys):

@@ -341,6 +341,13 @@ def test_images_are_seen_whole_or_refused(source):
     assert refused(models, 5000, 10_000) == ""
 
 
+def test_images_are_scaled_to_a_short_side(source):
+    limits = Limits(max_patches=100)
+    models = Models([source], limits, device="cpu", precision="fp32", short_side=32)
+    assert models.by_name["pup"].info.protocol.short_side == 32
+    assert refused(models, 3000, 4000) == ""
+
+
 def test_the_size_that_attention_would_take_is_named(source):
     """A window bounds the patches of a segmentation; attention looks at the whole image."""
     limits = Limits(max_patches=100)

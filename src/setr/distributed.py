@@ -159,6 +159,12 @@ def devices() -> list[str]:
     return ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
 
 
+def place_name(device: torch.device) -> str:
+    """A device and what it is, such as `cpu (threads: 2)`."""
+    own = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return f"{device} ({own or f'threads: {torch.get_num_threads()}'})"
+
+
 def gpu_out_of_reach() -> str:
     """Why torch does not see the NVIDIA GPU of this machine; empty if it does or there is none."""
     if torch.cuda.is_available() or not any(Path("/dev").glob("nvidia[0-9]*")):

@@ -25,12 +25,14 @@ from setr.reading.files import json_bytes, require_alive, writing
 from setr.reading.parsed import BROKEN, fault_of, json_of
 from setr.reading.remote import at_revision, fetch, import_hub, is_repository
 from setr.weight_files.mapped_model import in_file, open_model
+from setr.weight_files.pretrained import weights_on_the_hub
+from setr.weight_files.tensorfiles import holds_weights
 from setr.weight_files.transformers_files import is_transformers
 
 FILES = ("config.json", "model.safetensors", "README.md", "config.yaml")
 """Files of a repository; `config.yaml` (the training settings) only if the model was trained."""
-_OTHERS = ("preprocessor_config.json", "pytorch_model.bin")
-"""Further files of a repository of transformers; the second where `model.safetensors` is absent."""
+_PREPROCESSOR = "preprocessor_config.json"
+"""A further file of a repository of transformers."""
 
 
 def save_pretrained(
@@ -125,11 +127,11 @@ def model_folder(source: str | Path) -> Path:
     require_named(source)
     found = fetch(
         str(source),
-        (*FILES, _OTHERS[0]),
-        is_complete=lambda f: holds_model(f) or _holds_older_model(f),
+        (*FILES, _PREPROCESSOR),
+        is_complete=lambda f: holds_weights(f) if is_transformers(f) else holds_model(f),
     )
-    if is_transformers(found) and not (holds_model(found) or _holds_older_model(found)):
-        found = fetch(str(source), _OTHERS, is_complete=_holds_older_model)
+    if is_transformers(found) and not holds_weights(found):  # under other names
+        return weights_on_the_hub(str(source)).parent
     return found
 
 
@@ -177,10 +179,6 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
 def holds_model(folder: Path) -> bool:
     """Whether a folder has the files that a model consists of."""
     return all((folder / name).is_file() for name in ("config.json", "model.safetensors"))
-
-
-def _holds_older_model(folder: Path) -> bool:
-    return is_transformers(folder) and (folder / _OTHERS[1]).is_file()
 
 
 def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:

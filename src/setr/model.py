@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from torch import Tensor, nn
 
 from setr.arguments.choices import Neck, OddSizes, PosInterp, PrefixTokens
-from setr.arguments.elsewhere import answers_keywords
+from setr.arguments.elsewhere import HintsAtNames, answers_keywords, hint_at
 from setr.arguments.typed import checked
 from setr.catalog import DecoderName, model_settings, name_with
 from setr.decoders import UpsampleHead
@@ -32,7 +32,7 @@ from setr.query_encoder import QueryEncoder
 from setr.weight_files.pretrained import default_tag, load_encoder
 
 
-class SETR(nn.Module):
+class SETR(nn.Module, HintsAtNames):
     """A segmentation transformer (paper sections 3.2 and 3.3), or one of the paper's baselines.
 
     Args:
@@ -119,6 +119,14 @@ class SETR(nn.Module):
         self.aux_heads = nn.ModuleList(
             aux_class(aux_widths[i], num_classes, **aux_args) for i in self.aux_indices
         )
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            try:
+                return super().__getattr__(name)
+            except AttributeError as error:
+                raise AttributeError(f"{error}{hint_at(type(self), name)}") from None
 
     def forward(
         self, images: Tensor | Features, with_aux: bool = False

@@ -303,7 +303,7 @@ class Result(HintsAtNames):
         Names whose letters no font of this machine has appear as the numbers of their classes.
 
         Raises:
-            SetrError: the system has none.
+            SetrError: the system has none, or no screen.
         """
         display.open_viewer(display.picture(self.overlay(), self.labels, self.shares))
 

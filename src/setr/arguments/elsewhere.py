@@ -295,12 +295,20 @@ NAMES_ELSEWHERE: dict[str, dict[str, str]] = {
         "tune": "setr.sweep('finetune', {'optim.lr': [5e-5, 1e-4]}, data=FOLDER)",
         "val": "setr.evaluate(MODEL, DATA)",
     },
+    "SETR": {
+        "config": "model.arguments",
+        "from_pretrained": "model, info = setr.from_pretrained(SOURCE), or setr.load(SOURCE)",
+        "predict": "setr.load(model, info=setr.ModelInfo(…)).predict(IMAGE)",
+        "push_to_hub": "setr.push_to_hub(FOLDER, 'owner/name')",
+        "save_pretrained": "setr.save_pretrained(FOLDER, model, setr.ModelInfo(…))",
+    },
     "Predictor": {
         "benchmark": "the command `setr bench MODEL`",
         "cuda": "predictor.to('cuda')",
         "eval": "setr.evaluate(predictor, DATA); the network is predictor.model",
         "evaluate": "setr.evaluate(predictor, DATA)",
         "export": "the command `setr export MODEL --format onnx -o FILE`",
+        "from_pretrained": "setr.load(SOURCE)",
         "half": "setr.load(MODEL, precision='fp16')",
         "id2label": "predictor.classes, whose places are the ids",
         "names": "predictor.classes, whose places are the ids",
@@ -395,19 +403,31 @@ def answers_keywords(
     return answering
 
 
-class HintsAtNames:
-    """Base of a class whose unknown attributes are answered with what is used here."""
+class _HintsAtNamesOfClasses(type):
+    """Of a class whose unknown class attributes, too, are answered with what is used here."""
 
     if not TYPE_CHECKING:  # else every attribute would exist
 
+        def __getattr__(cls, name):
+            raise AttributeError(
+                f"type object '{cls.__name__}' has no attribute '{name}'{hint_at(cls, name)}"
+            )
+
+
+class HintsAtNames(metaclass=_HintsAtNamesOfClasses):
+    """Base of a class whose unknown attributes are answered with what is used here."""
+
+    if not TYPE_CHECKING:
+
         def __getattr__(self, name):
-            hint = hint_at(type(self).__name__, name)
+            hint = hint_at(type(self), name)
             if not hint:
                 return object.__getattribute__(self, name)  # raises the error that led here
             raise AttributeError(f"'{type(self).__name__}' has no attribute '{name}'{hint}")
 
 
-def hint_at(owner: str, name: str) -> str:
-    """`; use …` for a name of another toolkit, else empty."""
-    here = NAMES_ELSEWHERE[owner].get(name)
+def hint_at(owner: str | type, name: str) -> str:
+    """`; use …` for a name of another toolkit, else empty; of a class also for those above it."""
+    owners = [owner] if isinstance(owner, str) else [cls.__name__ for cls in owner.__mro__]
+    here = next(filter(None, (NAMES_ELSEWHERE.get(own, {}).get(name) for own in owners)), None)
     return f"; use {here}" if here else ""

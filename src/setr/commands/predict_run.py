@@ -14,7 +14,10 @@ from typing import Any
 from setr.batch import Outcome, OutputWriter, Task, outcomes, stream_outcomes
 from setr.commands.predict_arguments import Arguments
 from setr.commands.shared import mirrored
+from setr.distributed import gpu_out_of_reach, place_name, say
 from setr.errors import OK, UsageError
+from setr.exporting.runtime import ExportedModel
+from setr.layers.precision import precision_name
 from setr.loading import load
 from setr.prediction import tally
 from setr.prediction.chosen import chosen_ids
@@ -28,6 +31,7 @@ from setr.prediction.rasters import parse_bands, parse_range
 from setr.prediction.settled import files_of, run_names, settled, stream_tasks
 from setr.prediction.streams import Stream, split_sources
 from setr.prediction.video import VIDEO_SUFFIXES
+from setr.predictor import Predictor
 from setr.processes.interrupt import Interrupt, Stopped
 from setr.reading.files import expanded, one_line
 from setr.reading.storage import Storage, result_test
@@ -182,6 +186,8 @@ def _engine(
     """What runs tasks, streams first; a model that cannot be loaded fails here."""
     on_ray = given.engine == "ray"
     predictor = None if on_ray and not streams else load(given.model, **_loading(given))
+    if predictor is not None:
+        _tell_of_place(predictor, given.device)
     if given.classes:  # fail before images are read
         chosen_ids(given.classes, (predictor or load(given.model, device="cpu")).classes)
     writer = writer_for(None)
@@ -196,6 +202,15 @@ def _engine(
             yield from run_images([task for task in tasks if task not in films])
 
     return run
+
+
+def _tell_of_place(predictor: Predictor, device: str) -> None:
+    """Say where a model runs and in which precision; an exported file has its own."""
+    if isinstance(predictor.model, ExportedModel):
+        return
+    say(f"setr: predicting on {place_name(predictor.device)} in {precision_name(predictor.dtype)}")
+    if device == "auto" and (why := gpu_out_of_reach()):
+        say(f"setr: warning: {why}")
 
 
 def _plain(given: Arguments, writer: OutputWriter, predictor: Any) -> Engine:
@@ -233,6 +248,7 @@ def submit(given: Arguments, items: Sequence[Item]) -> int:
     """One zip file for a test server, which refuses a submission with holes."""
     assert given.submit is not None
     predictor = load(given.model, **_loading(given))
+    _tell_of_place(predictor, given.device)
     path = Path(given.out) / f"{given.submit}.zip"
     path.parent.mkdir(parents=True, exist_ok=True)
     with Submission(given.submit, path, predictor.info.labels) as submission:

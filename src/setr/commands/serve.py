@@ -62,6 +62,9 @@ class Arguments:
     whole has at most 4.19 million pixels, too."""
     window: int | None = None
     """Run images by blended windows of so many pixels, so that any size is taken."""
+    short_side: int | None = None
+    """Scale images to this short side in pixels first, in place of the protocol's; masks keep the
+    size of the image."""
     drain: float = 60.0
     """Seconds that running requests get after SIGTERM."""
     quiet: bool = False
@@ -71,7 +74,9 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Load the models, then serve until a signal says stop."""
     given = parse(Arguments, arguments, "serve")
-    require_at_least(given, 1, "window", "batch", "queue", "max_pixels", "max_patches")
+    require_at_least(
+        given, 1, "window", "short_side", "batch", "queue", "max_pixels", "max_patches"
+    )
     require_within(given, LEAST, LONGEST, "deadline", "drain", "max_mb")
     require_within(given, 0, 1000 * LONGEST, "wait_ms")
     require_within(given, 0, 65_535, "port")
@@ -104,6 +109,7 @@ def run(arguments: list[str]) -> int:
             device=given.device,
             precision=given.precision,
             window=given.window,
+            short_side=given.short_side,
         )
         serve(create_app(models, limits, keys, hosts, log=not given.quiet), sock, limits)
     return OK

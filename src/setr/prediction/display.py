@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import html
+import os
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,6 +16,8 @@ from setr.images import encode_png
 from setr.labels import Labels
 from setr.pages.montage import with_legend
 
+_SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")
+"""Variables of the environment of which Linux sets one where there is a screen."""
 NOTEBOOK_WIDTH = 960
 """Maximum width in pixels of images shown in notebooks."""
 
@@ -43,8 +47,13 @@ def open_viewer(shown: np.ndarray) -> None:
     """Open a picture uint8 RGB in the system's viewer.
 
     Raises:
-        SetrError: the system has none.
+        SetrError: the system has none, or no screen, of which `xdg-open` would not tell.
     """
+    if sys.platform == "linux" and not any(map(os.environ.get, _SCREENS)):
+        raise SetrError(
+            "no screen here to show a picture on (neither DISPLAY nor WAYLAND_DISPLAY is set); a "
+            "notebook shows the result itself, else save it: result.save('x.png', 'overlay')"
+        )
     if not ImageShow.show(Image.fromarray(shown), "setr"):
         raise SetrError(
             "no viewer of pictures on this machine; save one: result.save('x.png', 'overlay')"

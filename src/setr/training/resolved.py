@@ -12,7 +12,7 @@ import torch
 from setr.config import Config
 from setr.data.order import Share
 from setr.data.workers import chosen_workers
-from setr.distributed import say, world
+from setr.distributed import place_name, say, world
 from setr.errors import UsageError
 
 
@@ -94,8 +94,7 @@ def headline(
     train, (H, W), (trained, total) = config.train, config.data.crop_size, counts
     part = f" of {total:,}" if trained < total else ""
     share = f" ({trained / total:.1%})" if part else ""
-    own = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    place = f"{device} ({own or f'threads: {torch.get_num_threads()}'})"
+    place = place_name(device)
     place = f"{world()} processes, the first on {place}," if world() > 1 else place
     passes = train.steps * (train.batch_size - unlabelled_count(config)) / images
     return (

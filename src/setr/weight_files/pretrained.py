@@ -14,7 +14,14 @@ from setr.reading.urls import is_url
 from setr.weight_files.dialects import translate
 from setr.weight_files.load_report import LoadReport
 from setr.weight_files.naming import Translation
-from setr.weight_files.tensorfiles import WEIGHTS, is_index, parts_of, read_tensor_file, weights_in
+from setr.weight_files.tensorfiles import (
+    WEIGHTS,
+    holds_weights,
+    is_index,
+    parts_of,
+    read_tensor_file,
+    weights_in,
+)
 from setr.weights import Loadable, match_weights
 
 _SETTINGS = ("config.json", "preprocessor_config.json")
@@ -179,6 +186,5 @@ def weights_on_the_hub(repo_id: str) -> Path:
         )
     if is_index(file):
         parts = [part.name for part in parts_of(file)]
-        wanted = (file.name, *parts, *_SETTINGS)
-        fetch(repo_id, wanted, is_complete=lambda f: all((f / part).is_file() for part in parts))
+        fetch(repo_id, (file.name, *parts, *_SETTINGS), is_complete=holds_weights)
     return file

@@ -122,6 +122,14 @@ def weights_in(folder: Path) -> Path | None:
     return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
 
 
+def holds_weights(folder: Path) -> bool:
+    """Whether a folder has the first of `WEIGHTS` that is there, with all files of an index."""
+    file = weights_in(folder)
+    if file is None or not is_index(file):
+        return file is not None
+    return all(part.is_file() for part in parts_of(file))
+
+
 def is_index(path: Path) -> bool:
     """Whether a path is called as transformers calls the index of weights in several files."""
     return path.name.endswith(".index.json") and path.is_file()
