@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, features
 
+from setr.bands import read_pixels
 from setr.cli import main
 from setr.datasets import open_dataset
 from setr.doctor import check, diagnose
@@ -97,6 +99,14 @@ def test_thumbnails_of_network_drives_are_no_images(tmp_path):
         put(tmp_path / name, PHOTO)
     (tmp_path / "Thumbs.db").write_bytes(b"?")
     assert walk_images(tmp_path) == ["a.png", "x/b.png"]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    put(tmp_path / "a.png", PHOTO)
+    os.mkfifo(tmp_path / "pipe.png")
+    assert walk_images(tmp_path) == ["a.png"]
+    with pytest.raises(SetrError, match="pipe"):
+        read_pixels(tmp_path / "pipe.png", None)
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ WARM = 50
 """Steps before the clock starts, as our log's first line; half of them in shorter runs."""
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """The command line both scripts have."""
+def arguments(description: str, optimizers: tuple[str, ...] = ()) -> argparse.Namespace:
+    """The command line both scripts have; a script with several optimisers also names one."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, required=True, help="folder with images/, labels/")
     parser.add_argument("--out", type=Path, required=True)
@@ -42,6 +42,8 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--multi-scale", action="store_true")
     parser.add_argument("--no-test", action="store_true")
     parser.add_argument("--tiny", action="store_true", help="a model of seconds, for checks")
+    if optimizers:
+        parser.add_argument("--optimizer", choices=optimizers, default=optimizers[0])
     given = parser.parse_args()
     given.data, given.out = given.data.resolve(), given.out.resolve()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -66,15 +68,17 @@ def images(data: Path, split: str) -> list[Path]:
 
 
 class Timer:
-    """Times of the ends of steps."""
+    """Times of the ends of steps, and the processor time until the last of them."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
         self.ends: list[float] = []
+        self.processor = 0.0
 
     def step(self) -> None:
         """A step has ended."""
         self.ends.append(time.monotonic())
+        self.processor = time.process_time()
 
     def seconds_per_step(self) -> float:
         """Mean over the steps after the first ones."""
@@ -101,6 +105,7 @@ def finish(given: argparse.Namespace, version: str, timer: Timer, model: Any) ->
         if cuda
         else f"{platform.machine()}, {os.cpu_count()} cores",
         "train_seconds": round(timer.ends[-1] - timer.began, 1),
+        "processor_seconds": round(timer.processor, 1),
         "seconds_per_step": round(timer.seconds_per_step(), 5),
         "peak_mb": round(peak),
         "parameters": sum(p.numel() for p in model.parameters()),

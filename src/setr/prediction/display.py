@@ -49,7 +49,8 @@ def open_viewer(shown: np.ndarray) -> None:
     Raises:
         SetrError: the system has none, or no screen, of which `xdg-open` would not tell.
     """
-    if sys.platform == "linux" and not any(map(os.environ.get, _SCREENS)):
+    in_notebook = "ipykernel" in sys.modules  # there, Pillow puts the picture below the cell
+    if sys.platform == "linux" and not in_notebook and not any(map(os.environ.get, _SCREENS)):
         raise SetrError(
             "no screen here to show a picture on (neither DISPLAY nor WAYLAND_DISPLAY is set); a "
             "notebook shows the result itself, else save it: result.save('x.png', 'overlay')"

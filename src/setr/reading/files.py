@@ -192,8 +192,9 @@ def cache_folder(kind: str) -> Path:
 def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[str]:
     """Files below a folder with the given suffixes (any case), sorted, relative to the folder.
 
-    Hidden files and folders of systems are left out. Links to folders are followed, except those
-    to a folder above. Returns plain strings, because a million `Path` objects take a gigabyte.
+    Hidden files, folders of systems, pipes and devices are left out. Links to folders are followed,
+    except those to a folder above. Returns plain strings, because a million `Path` objects take a
+    gigabyte.
 
     Raises:
         SetrError: folders that are linked with each other in countless ways.
@@ -210,7 +211,8 @@ def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list
                 if entry.is_dir(follow_symlinks=False):
                     pending.append((f"{name}/", linked))
                 elif wanted:
-                    found.append(name)
+                    if entry.is_file(follow_symlinks=False) or entry.is_symlink():
+                        found.append(name)  # no pipe, nor device
                 elif entry.is_symlink() and os.path.isdir(entry) and not is_cycle(folder, name):
                     target = os.path.realpath(entry)
                     ways[target] += linked

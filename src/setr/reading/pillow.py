@@ -11,6 +11,7 @@ import errno
 import io
 import logging
 import os
+import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -88,9 +89,15 @@ def file_bytes(source: Source) -> bytes:
 
 
 def first_bytes(source: Source, count: int) -> bytes:
-    """The first bytes of a file, at most `count`."""
+    """The first bytes of a file, at most `count`.
+
+    Raises:
+        OSError: no such file, or a pipe or device, which can only be read once.
+    """
     if isinstance(source, bytes):
         return source[:count]
+    if not stat.S_ISREG(os.stat(source).st_mode):
+        raise OSError(errno.EINVAL, "a pipe, device or folder; save the image to a file")
     with open(source, "rb") as file:
         return file.read(count)
 
