@@ -593,7 +593,7 @@ def test_bad_files_are_one_line_and_change_nothing(tmp_path):
         with pytest.raises(SetrError, match=words) as caught:
             load_weights(model, path)
         assert "\n" not in str(caught.value), name
-        assert len(str(caught.value)) < 500, name
+        assert len(str(caught.value).replace(str(path), "")) < 450, name
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
 
