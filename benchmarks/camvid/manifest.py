@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any, Literal
 
-Trainer = Literal["setr", "mmseg", "segformer"]
+Trainer = Literal["setr", "mmseg", "segformer", "upernet"]
 
 SEEDS = (0, 1, 2)
 LONG, MAIN, SHORT = 1800, 1000, 600
@@ -305,6 +305,14 @@ def _rivals() -> list[Row]:
     ]
     return [
         *rows,
+        Row(
+            "upernet",
+            "UPerNet on the same encoder, transformers",
+            QUESTION,
+            against="pup_short",
+            trainer="upernet",
+            smoke=True,
+        ),
         Row(
             "segformer_b2",
             "SegFormer-B2, transformers",

@@ -27,8 +27,8 @@ WARM = 50
 """Steps before the clock starts, as our log's first line; half of them in shorter runs."""
 
 
-def arguments(description: str, optimizers: tuple[str, ...] = ()) -> argparse.Namespace:
-    """The command line both scripts have; a script with several optimisers also names one."""
+def arguments(description: str, **choices: tuple[str, ...]) -> argparse.Namespace:
+    """The command line both scripts have, and one option for each of a script's own choices."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, required=True, help="folder with images/, labels/")
     parser.add_argument("--out", type=Path, required=True)
@@ -42,8 +42,8 @@ def arguments(description: str, optimizers: tuple[str, ...] = ()) -> argparse.Na
     parser.add_argument("--multi-scale", action="store_true")
     parser.add_argument("--no-test", action="store_true")
     parser.add_argument("--tiny", action="store_true", help="a model of seconds, for checks")
-    if optimizers:
-        parser.add_argument("--optimizer", choices=optimizers, default=optimizers[0])
+    for name, values in choices.items():
+        parser.add_argument(f"--{name}", choices=values, default=values[0])
     given = parser.parse_args()
     given.data, given.out = given.data.resolve(), given.out.resolve()
     given.out.mkdir(parents=True, exist_ok=True)

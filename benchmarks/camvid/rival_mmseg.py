@@ -225,7 +225,7 @@ def test(model: Any, given: argparse.Namespace, folder: Path, scales: tuple[floa
 
 
 def main() -> None:
-    given = arguments(__doc__ or "", tuple(OPTIMIZERS))
+    given = arguments(__doc__ or "", optimizer=tuple(OPTIMIZERS))
     import_mmseg()
     import mmseg
     from mmengine.config import Config

@@ -20,7 +20,11 @@ from store import Record, Store, mean, plain
 from worker import INTERRUPTED, Clock, Cost, last_lines, run_foreign, run_setr
 
 HERE = Path(__file__).parent
-RIVALS = {"mmseg": "rival_mmseg.py", "segformer": "rival_segformer.py"}
+RIVALS = {
+    "mmseg": ("rival_mmseg.py",),
+    "segformer": ("rival_transformers.py", "--model", "segformer"),
+    "upernet": ("rival_transformers.py", "--model", "upernet"),
+}
 CLOSE = 2.0
 """Points of mIoU below which a difference is settled by more seeds."""
 VIEWS = 12 * 1.4
@@ -239,7 +243,7 @@ class Bench:
             start = self.rival_weights
         places = ["--data", str(self.data), "--out", str(folder)]
         places += ["--weights", start] if start else []
-        script = str(HERE / RIVALS[row.trainer])
+        script = str(HERE / RIVALS[row.trainer][0])
         return [self.peer, script, *places, *self._rival_options(row, seed)]
 
     def _rival_options(self, row: Row, seed: int) -> list[str]:
@@ -251,7 +255,8 @@ class Bench:
             "--short-side": setting(row, "data.short_side"),
             "--workers": setting(row, "data.workers"),
         }
-        words = [word for pair in options.items() for word in map(str, pair)]
+        words = [*RIVALS[row.trainer][1:]]
+        words += [word for pair in options.items() for word in map(str, pair)]
         words += ["--crop", str(height), str(width)]
         words += ["--multi-scale"] if row.multi_scale else []
         return words + (["--tiny"] if self.tiny else [])
