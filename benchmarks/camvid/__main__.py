@@ -9,7 +9,7 @@
     python benchmarks/camvid chart                        the same as a picture
     python benchmarks/camvid report --run RUN --data …    the page about one model
     python benchmarks/camvid merge FILE                   take over runs made elsewhere
-    python benchmarks/camvid --smoke                      all of it in seconds, tiny
+    python benchmarks/camvid --smoke                      all of it in minutes, tiny
 
 The same command continues what was stopped: finished runs are not repeated, interrupted ones go on
 from their last state. `README.md` beside this file says in which order and at what cost.
@@ -190,7 +190,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
     parser.add_argument("--run", type=Path, help="of report: the folder of the best run")
     parser.add_argument("--out", type=Path, help="folder of report, file of chart")
-    parser.add_argument("--smoke", action="store_true", help="all of it, tiny, in seconds")
+    parser.add_argument("--smoke", action="store_true", help="all of it, tiny, in minutes")
     given = parser.parse_args()
     if given.what is None and not given.smoke:
         parser.error("name a table or a command, or --smoke")
