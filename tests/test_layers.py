@@ -390,8 +390,8 @@ ORDER = (
     "serve",
     # the command line
     *(
-        "cli",
         "commands",
+        "cli",
     ),
 )
 SOURCE = Path(setr.__file__).parent

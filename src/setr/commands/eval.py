@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from setr.arguments.choices import Absent, Precision
-from setr.cli import parse, require_at_least, require_default
+from setr.commands.parsing import parse, require_at_least, require_default
 from setr.commands.shared import (
     Data,
     Device,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from setr.cli import parse, require_at_least, require_file
+from setr.commands.parsing import parse, require_at_least, require_file
 from setr.commands.shared import Device, Model, Out, Words, model_names
 from setr.errors import OK, USAGE, UsageError
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from setr.arguments.choices import Precision
-from setr.cli import parse, require_at_least
+from setr.commands.parsing import parse, require_at_least
 from setr.commands.shared import Device, Model, Out, require_apart
 from setr.errors import INTERRUPTED
 from setr.pages.tables import report_failed

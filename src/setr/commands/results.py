@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from setr.arguments.choices import TableNumber
-from setr.cli import parse
+from setr.commands.parsing import parse
 from setr.errors import OK, SetrError, UsageError
 from setr.reading.files import write_bytes
 from setr.results import as_html, as_markdown, as_text, collect, other_lines, paper_lines

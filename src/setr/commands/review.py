@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from setr.arguments.choices import Precision
-from setr.cli import parse, require_at_least
+from setr.commands.parsing import parse, require_at_least
 from setr.commands.shared import Data, Device, Model, require_apart, results_folder
 from setr.errors import INTERRUPTED
 from setr.pages.tables import report_failed

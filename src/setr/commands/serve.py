@@ -11,7 +11,7 @@ import tyro
 
 from setr._extras import import_extra
 from setr.arguments.choices import Precision
-from setr.cli import parse, require_at_least, require_within
+from setr.commands.parsing import parse, require_at_least, require_within
 from setr.commands.shared import Device, Models, Words
 from setr.errors import OK, UsageError
 from setr.serve.limits import LONGEST, Limits

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from setr.arguments.choices import ShardForm
-from setr.cli import parse, require_at_least
+from setr.commands.parsing import parse, require_at_least
 from setr.commands.shared import Data
 from setr.errors import OK, UsageError
 

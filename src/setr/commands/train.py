@@ -14,7 +14,7 @@ import tyro
 
 from setr.arguments.options import options_of
 from setr.arguments.usage import assigned
-from setr.cli import parse
+from setr.commands.parsing import parse
 from setr.config import Config
 from setr.errors import OK, SetrError, UsageError
 from setr.pages.tables import figures_table
