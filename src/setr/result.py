@@ -18,7 +18,7 @@ import numpy as np
 
 from setr.arguments.elsewhere import HintsAtNames
 from setr.arguments.typed import checked
-from setr.errors import SetrError, UsageError
+from setr.errors import UsageError
 from setr.images import encode_png
 from setr.labels import IGNORE, Labels
 from setr.pages.montage import shrunk
@@ -32,7 +32,7 @@ from setr.prediction.late_scores import LateScores
 from setr.prediction.polygons import Polygon, PolygonOptions, mask_polygons, simplified
 from setr.prediction.rasters import RasterWriter
 from setr.prediction.shares import checked_confidence, class_shares, largest, share_table, unlabel
-from setr.reading.files import printable, write_bytes
+from setr.reading.files import make_folder, printable, write_bytes
 from setr.reading.storage import is_address
 
 if TYPE_CHECKING:
@@ -255,10 +255,7 @@ class Result(HintsAtNames):
         suffix = checked_suffix(path, kind)
         on_map = self.geo and suffix in (".tif", ".tiff") and kind in RASTER_PICTURES
         data = b"" if on_map else self.encode(kind, folder=path.parent, suffix=suffix, **options)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SetrError(f"{path.parent}: cannot make this folder: {error.strerror}") from None
+        make_folder(path.parent)
         if self.geo and on_map:
             require_options(kind, options)
             labels = self.labels if kind == "mask" else None

@@ -25,7 +25,7 @@ from setr.distributed import say
 from setr.engine import train
 from setr.errors import FAILED, INTERRUPTED, SetrError, UsageError
 from setr.processes.lock import open_locked
-from setr.reading.files import write_bytes, writing
+from setr.reading.files import write_text, writing
 from setr.reading.parsed import json_of
 from setr.trackers import Builder, Tracker, read_lines
 from setr.training.build import require_buildable
@@ -245,7 +245,7 @@ def _trained(
     trackers: Sequence[Builder],
 ) -> tuple[dict[str, Any] | None, str]:
     """Train one trial, or continue it; its metrics, or why it failed."""
-    write_bytes(trial.settings_file, trial.config.to_yaml().encode())
+    write_text(trial.settings_file, trial.config.to_yaml())
     resume = bool(states(trial.run / LAST))
     begun = (trial.run / "config.yaml").is_file()
     try:

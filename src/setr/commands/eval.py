@@ -190,13 +190,13 @@ def _out(given: Arguments) -> Path:
 def _write(given: Arguments, metrics: dict[str, Any], dataset: Dataset, gallery: Gallery) -> Path:
     """Write the results so far, in the first process; returns their folder."""
     from setr.distributed import rank
-    from setr.reading.files import write_json
+    from setr.reading.files import make_folder, write_json
     from setr.report import write_evaluation
 
     out = _out(given)
     if rank() > 0:
         return out
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_json(out / "metrics.json", metrics)
     gallery.write_csv(out / "images.csv")
     write_groups(out / "groups.csv", next(iter(metrics.values())))

@@ -103,7 +103,7 @@ def _write(
     from setr.pages.gallery import small
     from setr.pages.pick_page import SHOWN, pick_json, write_list, write_picks_csv, write_picks_page
     from setr.picking import margin_uncertainty
-    from setr.reading.files import write_json
+    from setr.reading.files import make_folder, write_json
     from setr.scores.groups import ScoredImage
 
     places = {n: os.path.abspath(str(dataset.pairs[n].image)) for n in picks.chosen}
@@ -115,7 +115,7 @@ def _write(
             print(one_line(f"{picks.uncertainty[number]:.3f}  {picks.names[number]}"))
         more = len(picks.chosen) - LISTED
         print(f"{f'and {more} more; ' if more > 0 else ''}{len(picks.chosen)} chosen", flush=True)
-    given.out.mkdir(parents=True, exist_ok=True)
+    make_folder(given.out)
     write_list(given.out / "images.txt", picks, places)
     write_picks_csv(given.out / "images.csv", picks)
     write_json(given.out / "pick.json", values)

@@ -33,7 +33,7 @@ from setr.prediction.streams import Stream, split_sources
 from setr.prediction.video import VIDEO_SUFFIXES
 from setr.predictor import Predictor
 from setr.processes.interrupt import Interrupt, Stopped
-from setr.reading.files import expanded, one_line
+from setr.reading.files import expanded, make_folder, one_line
 from setr.reading.storage import Storage, result_test
 from setr.scores.submissions import Submission, check_submission
 
@@ -250,7 +250,7 @@ def submit(given: Arguments, items: Sequence[Item]) -> int:
     predictor = load(given.model, **_loading(given))
     _tell_of_place(predictor, given.device)
     path = Path(given.out) / f"{given.submit}.zip"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with Submission(given.submit, path, predictor.info.labels) as submission:
         for done, item in enumerate(items, 1):
             result = predictor.predict(read_item(item))

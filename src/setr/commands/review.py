@@ -95,14 +95,14 @@ def _write(given: Arguments, out: Path, review: Review, dataset: Dataset) -> Non
     """Print the result, then write its files."""
     from setr.pages.review_page import write_review
     from setr.pages.review_tables import as_json, review_text, write_csv
-    from setr.reading.files import write_json
+    from setr.reading.files import make_folder, write_json
 
     classes = dataset.labels.classes
     named = {"model": given.model, "data": given.data, "split": given.split}
     values = named | as_json(review, classes)
     # before writing, which may fail on a full disk
     print(json.dumps(values) if given.json else review_text(review, classes), flush=True)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_json(out / "review.json", values)
     write_csv(out / "images.csv", review)
     title = f"Labels of {dataset.name}, {given.split}, reviewed by {Path(given.model).name}"

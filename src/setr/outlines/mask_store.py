@@ -21,7 +21,7 @@ from setr.images import encode_png
 from setr.outlines.drawing import Drawn, Rules
 from setr.outlines.index import AnnotatedImage
 from setr.outlines.mask_files import MaskFile, Segments
-from setr.reading.files import write_bytes, writing
+from setr.reading.files import make_folder, write_bytes
 from setr.reading.made_folders import DRAWN
 
 VERSION = 2
@@ -98,8 +98,7 @@ class MaskStore:
             SetrError: it cannot be written.
         """
         path = self.hidden / f"{name}.png"
-        with writing(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_bytes(path, encode_png(drawn.mask, palette=palette))
         return counts_of(drawn.mask, drawn.overlaps)
 

@@ -22,7 +22,7 @@ from typing import Any
 from setr._extras import import_extra
 from setr.errors import SetrError, UsageError
 from setr.processes import lock
-from setr.reading.files import cannot_write, printable, writing
+from setr.reading.files import cannot_write, make_folder, printable, writing
 from setr.reading.parsed import json_of
 from setr.reading.storage import Storage, read_range
 
@@ -56,7 +56,7 @@ class Manifest:
         self._since = time.monotonic()
         self._fd = -1
         if not storage.remote:
-            Path(storage.root).mkdir(parents=True, exist_ok=True)
+            make_folder(Path(storage.root))
             self._open()
         self.dropped = self._load(settled)
         self._part = len(self._parts())

@@ -64,6 +64,18 @@ def writing(path: object) -> Iterator[None]:
         raise cannot_write(path, error) from None
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it where they are missing.
+
+    Raises:
+        SetrError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetrError(f"{folder}: cannot make this folder: {error.strerror}") from None
+
+
 def require_alive(path: str | os.PathLike) -> None:
     """Refuse a broken symbolic link, which would be taken for a Hub name or an unused path."""
     name: str = os.fspath(path)

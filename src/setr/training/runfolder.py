@@ -24,7 +24,7 @@ from setr.distributed import any_of, on_first, say, together
 from setr.errors import SetrError, UsageError
 from setr.processes.launch import restarted
 from setr.processes.lock import Lock
-from setr.reading.files import require_writable, write_bytes, writing
+from setr.reading.files import require_writable, write_text, writing
 from setr.trackers import Builder, Tracker, open_trackers, require
 
 LAST = "last"
@@ -107,7 +107,7 @@ class RunFolder:
             for name in old:
                 (self.out / name).unlink(missing_ok=True)
             # written first, so that an unfinished folder is recognised as a run
-            write_bytes(self.out / _SETTINGS, config.to_yaml().encode())
+            write_text(self.out / _SETTINGS, config.to_yaml())
             step = self.state.step if self.state else 0
             tested = self.state.values.get("tested") if self.state else None
             self.trackers = open_trackers(
