@@ -222,8 +222,10 @@ class EvalConfig:
 class Config:
     """One training run.
 
-    Its parts are frozen dataclasses, too; `replace` makes a copy with other values. What each one
-    means is in the help of `setr train finetune` (`--train.steps` is `config.train.steps`).
+    `recipe` is its name in reports and `out` its folder; `model`, `data`, `optim`, `train`,
+    `distill` and `eval` are frozen dataclasses, too. `replace` makes a copy with other values. What
+    each setting means is in the help of `setr train finetune` (`--train.steps` is
+    `config.train.steps`).
 
     Raises:
         SetrError: a value of another type or out of range; so do the parts.
@@ -287,6 +289,10 @@ class Config:
     @classmethod
     def from_yaml(cls, text: str, *, source: str = "config") -> Config:
         """Read settings; missing keys take their defaults.
+
+        Args:
+            text: YAML as `to_yaml` writes it.
+            source: name of the file, for messages.
 
         Raises:
             SetrError: not YAML, an unknown key (the nearest is suggested), or a value out of range.

@@ -102,6 +102,9 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> tuple
             repositories need no network.
         revision: branch, tag or commit on the Hub.
 
+    Returns:
+        The model, and what is stored with it besides its weights.
+
     Raises:
         SetrError: missing or corrupt files, weights that do not fit the configuration, or a
             repository that is missing, gated or unreachable.

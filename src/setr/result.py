@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 
 
 class Result(HintsAtNames):
-    """The prediction for one image. Picklable; `scores` are included if they were computed.
+    """The prediction for one image, as a `Predictor` makes it.
+
+    Picklable; `scores` are included if they were computed.
 
     Attributes:
         image: the input image, uint8 RGB (H, W, 3).
@@ -80,6 +82,9 @@ class Result(HintsAtNames):
 
         Computed on first access by running the model again, because the scores of large images with
         many classes may not fit into memory.
+
+        Raises:
+            SetrError: not computed before the result was pickled.
         """
         return self._compute_scores()
 
@@ -123,13 +128,20 @@ class Result(HintsAtNames):
     def polygons(
         self, *, tolerance: float = 0.0, min_pixels: int = 1, classes: Sequence[str] = ()
     ) -> list[Polygon]:
-        """One polygon per connected region of a class; see `setr.prediction.polygons`.
+        """One polygon per connected region of a class (neighbours share an edge), with its holes.
+
+        Ordered by class and from top to bottom. A `Polygon` has `class_id`, `rings` of int32 points
+        (N, 2), x then y, along the edges of pixels, `pixels` (its area) and `box` (x, y, width,
+        height).
 
         Args:
-            tolerance: maximum distance in pixels that simplification may move the outline; 0 keeps
-                it exact.
+            tolerance: maximum distance in pixels that simplification (Douglas and Peucker, 1973)
+                may move the outline, 0 to 1,000,000; 0 keeps it exact.
             min_pixels: regions with fewer pixels are left out.
             classes: names of the classes to outline; all by default.
+
+        Raises:
+            SetrError: another tolerance, or a name that no class has.
         """
         least, ids = max(1, min_pixels), set(chosen_ids(classes, self.labels.classes))
         if self._regions is None or self._regions[0] > least or not ids <= self._regions[1]:
@@ -145,12 +157,16 @@ class Result(HintsAtNames):
     def geojson(self, **options: Unpack[PolygonOptions]) -> dict[str, Any]:
         """A GeoJSON FeatureCollection, in map coordinates for georeferenced images, else in pixels.
 
-        Arguments are those of `polygons`.
+        Arguments and errors are those of `polygons`.
         """
         return to_geojson(self.polygons(**options), self.labels, geo=self.geo)
 
     def geopackage(self, **options: Unpack[PolygonOptions]) -> bytes:
-        """A GeoPackage with the features of `geojson` (extra `geo`); arguments as `polygons`."""
+        """A GeoPackage with the features of `geojson` (extra `geo`); arguments as `polygons`.
+
+        Raises:
+            SetrError: as `polygons`, or the extra is not installed.
+        """
         return to_geopackage(self.polygons(**options), self.labels, geo=self.geo)
 
     def coco(
@@ -179,9 +195,9 @@ class Result(HintsAtNames):
         """The content of a LabelMe file.
 
         Args:
-            options: arguments of `polygons`.
             folder: folder of the LabelMe file. It names the image by its path relative to this
                 folder, or by its file name if either has a storage address (s3://…).
+            options: arguments of `polygons`.
         """
         image = os.path.basename(self.path)
         if image and not any(is_address(os.fspath(place)) for place in (self.path, folder)):
