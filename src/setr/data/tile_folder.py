@@ -24,7 +24,6 @@ from setr.reading.files import cannot_write, write_rows, writing
 from setr.reading.gdal import GdalFile, gdal_driver, import_gdal
 from setr.reading.made_folders import TILE_TABLE, TILES, has_tiles
 
-"""Folder for the tiles."""
 SMALLEST = 64
 """Smallest side of tiles in pixels."""
 _PART = f".{TILES}.part"
