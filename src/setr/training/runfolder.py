@@ -31,8 +31,8 @@ LAST = "last"
 _SETTINGS, _FIGURES = "config.yaml", "metrics.json"
 _MODEL = ("model.safetensors", "config.json", "README.md")
 _EXTRAS = ("trace.json", "report.html")  # of the profiler, of `setr demo`
-TEST_FILES = ("metrics.json", "images.csv", "report.html")
-"""Files that `setr eval` writes to eval-SPLIT/."""
+_TEST_FILES = ("metrics.json", "review.json", "images.csv", "groups.csv", "report.html")
+"""Files that `setr eval` writes to eval-SPLIT/, and `setr review` to review-SPLIT/."""
 
 
 class RunFolder:
@@ -115,9 +115,9 @@ class RunFolder:
             )
 
     def _remove_tests(self) -> None:
-        """Remove the results of `setr eval` for a model that has been replaced."""
-        for folder in self.out.glob("eval-*/"):
-            for name in TEST_FILES:
+        """Remove what `setr eval` and `setr review` found with a model that has been replaced."""
+        for folder in (*self.out.glob("eval-*/"), *self.out.glob("review-*/")):
+            for name in _TEST_FILES:
                 (folder / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # it contains other files
                 folder.rmdir()
