@@ -6,15 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from setr.commands.parsing import typed_options
 from setr.commands.train import parsed
 from setr.config import Config
 
 _LENGTH = {"--train.steps", "--train.epochs"}
-
-
-def typed_options(words: Sequence[str]) -> set[str]:
-    """The options among the words of a command line, without values and with hyphens."""
-    return {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("-")}
 
 
 def has_length(settings: Sequence[str]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,11 @@ def parse(kind: Any, args: list[str], verb: str, **options: Any) -> Any:
     if lacking:
         raise _of_the_command_line(lacking)
     return given
+
+
+def typed_options(words: Sequence[str]) -> set[str]:
+    """The options among the words of a command line, without values and with hyphens."""
+    return {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("-")}
 
 
 def _of_the_command_line(message: str) -> SetrError:
