@@ -567,9 +567,12 @@ def test_manifest_as_a_table(model_dir, photos, tmp_path):
 
     predict(model_dir, photos, tmp_path, "--manifest", "parquet")
     table = {row["name"]: row for row in pq.read_table(tmp_path / "manifest.parquet").to_pylist()}
-    for name, row in rows(tmp_path).items():
-        assert table[name]["status"] == row["status"]
-        assert dict(table[name]["classes"] or ()) == row.get("classes", {})
+    listed = rows(tmp_path)
+    assert table.keys() == listed.keys()
+    for name, row in listed.items():
+        found = {key: table[name][key] for key in ("input", "status", "width", "height", "files")}
+        assert found == {key: row[key] for key in found}
+        assert dict(table[name]["classes"]) == row["classes"]
 
 
 def test_one_writer_at_a_time(tmp_path):
