@@ -33,9 +33,10 @@ from setr.prediction.manifest import Manifest
 from setr.prediction.passes import Batches, NoMemoryError, predict_each
 from setr.prediction.settled import run_names
 from setr.processes.lock import Lock, open_locked
-from setr.reading.files import walk_images, write_bytes
+from setr.reading.files import walk_images
 from setr.reading.storage import Storage, result_test
 from setr.result import Result
+from setr.writing import write_bytes
 from tests.conftest import refusal, save_scene_model
 
 SIZES = ((48, 48), (48, 48), (40, 56), (48, 48), (48, 48), (40, 56), (37, 48), (48, 48), (48, 48))
@@ -570,9 +571,11 @@ def test_manifest_as_a_table(model_dir, photos, tmp_path):
     listed = rows(tmp_path)
     assert table.keys() == listed.keys()
     for name, row in listed.items():
-        found = {key: table[name][key] for key in ("input", "status", "width", "height", "files")}
-        assert found == {key: row[key] for key in found}
-        assert dict(table[name]["classes"]) == row["classes"]
+        found = table[name]
+        for key in ("input", "status", "error", "width", "height"):
+            assert found[key] == row.get(key), key
+        assert found["files"] == row.get("files", [])
+        assert dict(found["classes"]) == row.get("classes", {})
 
 
 def test_one_writer_at_a_time(tmp_path):

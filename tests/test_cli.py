@@ -20,7 +20,8 @@ from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.labels import Labels
 from setr.model_info import ModelInfo
-from setr.reading.files import one_line, write_bytes
+from setr.reading.files import one_line
+from setr.writing import write_bytes
 from tests.conftest import refusal, tiny_model
 
 

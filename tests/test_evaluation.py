@@ -267,7 +267,7 @@ def test_the_figures_are_printed_though_the_disk_is_full(runs, tmp_path, capsys,
     def full(path: Path, data: bytes, **_: object) -> None:
         raise SetrError(f"{path}: cannot write: No space left on device")
 
-    monkeypatch.setattr("setr.reading.files.write_bytes", full)
+    monkeypatch.setattr("setr.writing.write_bytes", full)
     options = ["--json", "-o", tmp_path / "x", "--compare", runs / "two"]
     code, text, errors = run(capsys, runs / "one", runs / "data", *options)
     assert code == FAILED

@@ -35,6 +35,7 @@ ORDER = (
         "reading.heif",
         "reading.made_folders",
         "reading.files",
+        "writing",
         "reading.parsed",
         "processes.lock",
         "reading.urls",

@@ -32,8 +32,9 @@ from setr.prediction.late_scores import LateScores
 from setr.prediction.polygons import Polygon, PolygonOptions, mask_polygons, simplified
 from setr.prediction.rasters import RasterWriter
 from setr.prediction.shares import checked_confidence, class_shares, largest, share_table, unlabel
-from setr.reading.files import make_folder, printable, write_bytes
+from setr.reading.files import printable
 from setr.reading.storage import is_address
+from setr.writing import make_folder, write_bytes
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

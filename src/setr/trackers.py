@@ -24,8 +24,8 @@ import numpy as np
 from setr._extras import import_extra
 from setr.errors import SetrError
 from setr.images import encode_png
-from setr.reading.files import replacing, write_bytes, write_text
 from setr.reading.parsed import BROKEN, json_of
+from setr.writing import replacing, write_bytes, write_text
 
 
 class Tracker:

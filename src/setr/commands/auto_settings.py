@@ -35,12 +35,12 @@ def chosen_settings(data: str, out: Path, settings: Sequence[str], *, minutes: f
     from setr.distributed import device
     from setr.doctor import check
     from setr.estimate import resolve_batch_and_steps
-    from setr.reading.files import require_writable
     from setr.training import plan
     from setr.training.build import build_empty, build_info, require_buildable
     from setr.training.normalisation import with_normalisation
     from setr.training.splits import trained_part
     from setr.training.timing import measure
+    from setr.writing import require_writable
 
     typed = typed_options(settings)
     recipe = "finetune" if "--model.pretrained" in typed else "scratch"

@@ -197,7 +197,7 @@ def _write(
     from setr.images import encode_png
     from setr.pages import page
     from setr.pages.montage import montage, with_legend
-    from setr.reading.files import make_folder, write_bytes
+    from setr.writing import make_folder, write_bytes
 
     make_folder(out)
     picture = montage(figure.rows, width=width)

@@ -16,7 +16,7 @@ from typing import Any
 from setr.arguments.help_text import description, flowing_help, plain_placeholders
 from setr.arguments.usage import missing, named_as_typed, problem
 from setr.errors import SetrError, UsageError
-from setr.reading.files import require_writable
+from setr.writing import require_writable
 
 
 def parse(kind: Any, args: list[str], verb: str, **options: Any) -> Any:

@@ -66,7 +66,7 @@ def run(arguments: list[str]) -> int:
     from setr.loading import load
     from setr.picking import pick_images
     from setr.processes.interrupt import Interrupt
-    from setr.reading.files import require_writable
+    from setr.writing import require_writable
 
     predictor = load(given.model, device=given.device)
     model, info = predictor.model, predictor.info
@@ -103,8 +103,8 @@ def _write(
     from setr.pages.gallery import small
     from setr.pages.pick_page import SHOWN, pick_json, write_list, write_picks_csv, write_picks_page
     from setr.picking import margin_uncertainty
-    from setr.reading.files import make_folder, write_json
     from setr.scores.groups import ScoredImage
+    from setr.writing import make_folder, write_json
 
     places = {n: os.path.abspath(str(dataset.pairs[n].image)) for n in picks.chosen}
     values = {"model": given.model, "folder": given.folder, **pick_json(picks, places)}

@@ -33,9 +33,10 @@ from setr.prediction.streams import Stream, split_sources
 from setr.prediction.video import VIDEO_SUFFIXES
 from setr.predictor import Predictor
 from setr.processes.interrupt import Interrupt, Stopped
-from setr.reading.files import expanded, make_folder, one_line
+from setr.reading.files import expanded, one_line
 from setr.reading.storage import Storage, result_test
 from setr.scores.submissions import Submission, check_submission
+from setr.writing import make_folder
 
 LATER = ("scales", "flip", "no_flip", "min_confidence", "short_side")
 """Options that enter a run's name only where they are given, so that older names stay valid."""

@@ -58,8 +58,8 @@ def run(arguments: list[str]) -> int:
     from setr.loading import load
     from setr.pages.review_page import SHOWN
     from setr.processes.interrupt import Interrupt
-    from setr.reading.files import require_writable
     from setr.review import review_split
+    from setr.writing import require_writable
 
     predictor = load(given.model, device=given.device)
     model, info = predictor.model, predictor.info
@@ -95,7 +95,7 @@ def _write(given: Arguments, out: Path, review: Review, dataset: Dataset) -> Non
     """Print the result, then write its files."""
     from setr.pages.review_page import write_review
     from setr.pages.review_tables import as_json, review_text, write_csv
-    from setr.reading.files import make_folder, write_json
+    from setr.writing import make_folder, write_json
 
     classes = dataset.labels.classes
     named = {"model": given.model, "data": given.data, "split": given.split}

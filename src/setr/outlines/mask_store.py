@@ -21,8 +21,8 @@ from setr.images import encode_png
 from setr.outlines.drawing import Drawn, Rules
 from setr.outlines.index import AnnotatedImage
 from setr.outlines.mask_files import MaskFile, Segments
-from setr.reading.files import make_folder, write_bytes
 from setr.reading.made_folders import DRAWN
+from setr.writing import make_folder, write_bytes
 
 VERSION = 2
 """Of how masks are drawn."""

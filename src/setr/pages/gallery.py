@@ -12,9 +12,9 @@ import numpy as np
 from setr.distributed import gather
 from setr.pages.montage import shrunk
 from setr.pages.page import WIDTH
-from setr.reading.files import write_rows
 from setr.scores.groups import ScoredImage
 from setr.scores.intervals import paired_difference
+from setr.writing import write_rows
 
 
 class Gallery:

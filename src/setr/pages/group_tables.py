@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from setr.pages.tables import difference_text
-from setr.reading.files import write_rows
+from setr.writing import write_rows
 
 _KEYS = ("dice", "iou")
 """Figures by class."""

@@ -18,8 +18,8 @@ from setr.bands import Bands, Range, as_bytes, fitting_ranges
 from setr.errors import SetrError, UsageError
 from setr.labels import IGNORE, Labels
 from setr.prediction.ground import Georeference
-from setr.reading.files import make_folder, part_of
 from setr.reading.gdal import CACHE_BYTES, GdalFile, gdal_reason, import_gdal
+from setr.writing import make_folder, part_of
 
 RASTER_KINDS = {"mask": ".tif", "confidence": "_confidence.tif"}
 """Kinds of output that are rasters where the input is one, with the ending of the file name."""

@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 
 from setr.errors import SetrError
-from setr.reading.files import make_folder, part_of
 from setr.reading.urls import is_url, split_url, without_password
+from setr.writing import make_folder, part_of
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what is wrong is told in one line
 

@@ -24,8 +24,8 @@ from setr.distributed import any_of, on_first, say, together
 from setr.errors import SetrError, UsageError
 from setr.processes.launch import restarted
 from setr.processes.lock import Lock
-from setr.reading.files import require_writable, write_text, writing
 from setr.trackers import Builder, Tracker, open_trackers, require
+from setr.writing import require_writable, write_errors, write_text
 
 LAST = "last"
 _SETTINGS, _FIGURES = "config.yaml", "metrics.json"
@@ -91,7 +91,7 @@ class RunFolder:
         on_first(lambda: self._open(config))
 
     def _open(self, config: Config) -> None:
-        with writing(self.out):
+        with write_errors(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
             self.lock.take()
             if self.new:  # another run may have used it during the data check
