@@ -36,7 +36,7 @@ from setr.engine import train
 from setr.errors import DATA_CHECK_FAILED, FAILED, INTERRUPTED, USAGE, SetrError
 from setr.hub import from_pretrained
 from setr.images import encode_png
-from setr.results import collect
+from setr.paper_results import collect
 from setr.training.build import build_model
 from setr.training.resolved import announce
 from setr.training.runfolder import LAST, RunFolder

@@ -269,7 +269,7 @@ ORDER = (
         "paper",
         "fitting",
         "scores.split_loss",
-        "scores.groups",
+        "scores.scored_images",
         "evaluation",
         "scores.adjustment",
         "training.optim",
@@ -383,7 +383,7 @@ ORDER = (
         "pages.pick_page",
         "pages.run_page",
         "pages.doctor_page",
-        "results",
+        "paper_results",
         "sweeping",
     ),
     *(

@@ -22,9 +22,9 @@ from setr.pages.loss_curves import loss_chart, loss_curves
 from setr.pages.page import bar, error_map, figure, heat, write_page
 from setr.pages.tables import figures_table
 from setr.report import write_evaluation
-from setr.scores.groups import ScoredImage
 from setr.scores.regions import RegionCounts
 from setr.scores.scorecard import Scorecard
+from setr.scores.scored_images import ScoredImage
 
 NAMES = ("road", "side<walk>", 'a "quoted" & long name', "never")
 

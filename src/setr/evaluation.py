@@ -35,7 +35,8 @@ from setr.processes.interrupt import Stopped
 from setr.processes.progress import Progress
 from setr.protocols import Protocol, preset
 from setr.scores.by_group import Groups
-from setr.scores.groups import (
+from setr.scores.scorecard import Scorecard
+from setr.scores.scored_images import (
     Measure,
     ScoredImage,
     fitting,
@@ -43,7 +44,6 @@ from setr.scores.groups import (
     max_together,
     score_images,
 )
-from setr.scores.scorecard import Scorecard
 from setr.scores.split_loss import SplitLoss
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from setr.pages.page import (
     write_page,
 )
 from setr.pages.tables import by_protocol, difference_text
-from setr.scores.groups import ScoredImage
+from setr.scores.scored_images import ScoredImage
 
 CONFUSIONS = 8
 """Number of pairs of classes listed."""

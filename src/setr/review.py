@@ -26,10 +26,10 @@ from setr.model_info import ModelInfo
 from setr.opening import Trained
 from setr.pages.gallery import small
 from setr.processes.interrupt import Stopped
-from setr.scores.groups import ScoredImage
 from setr.scores.label_quality import label_quality, likelihood_sums, suspicious_regions
 from setr.scores.misplaced import agreement, find_misplaced
 from setr.scores.scorecard import AHEAD_PIXELS, THREADS
+from setr.scores.scored_images import ScoredImage
 from setr.scores.suspects import CELLS, Looked, Suspect, find_suspects
 
 

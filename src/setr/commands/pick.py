@@ -103,7 +103,7 @@ def _write(
     from setr.pages.gallery import small
     from setr.pages.pick_page import SHOWN, pick_json, write_list, write_picks_csv, write_picks_page
     from setr.picking import margin_uncertainty
-    from setr.scores.groups import ScoredImage
+    from setr.scores.scored_images import ScoredImage
     from setr.writing import make_folder, write_json
 
     places = {n: os.path.abspath(str(dataset.pairs[n].image)) for n in picks.chosen}

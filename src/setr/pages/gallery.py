@@ -12,8 +12,8 @@ import numpy as np
 from setr.distributed import gather
 from setr.pages.montage import shrunk
 from setr.pages.page import WIDTH
-from setr.scores.groups import ScoredImage
 from setr.scores.intervals import paired_difference
+from setr.scores.scored_images import ScoredImage
 from setr.writing import write_rows
 
 
