@@ -375,7 +375,7 @@ ORDER = (
         "pages.loss_curves",
         "pages.sweep_page",
         "pages.gallery",
-        "report",
+        "pages.evaluation_page",
         "review",
         "pages.review_tables",
         "pages.review_page",

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_PRELOAD = ["setr.cli", "setr.engine", "setr.predictor", "setr.report", "setr.commands.train",
+_PRELOAD = ["setr.cli", "setr.engine", "setr.predictor", "setr.pages.evaluation_page", "setr.commands.train",
             "setr.commands.eval", "setr.commands.score"]  # fmt: skip
 INTERRUPTED = 130
 

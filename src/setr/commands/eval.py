@@ -190,7 +190,7 @@ def _out(given: Arguments) -> Path:
 def _write(given: Arguments, metrics: dict[str, Any], dataset: Dataset, gallery: Gallery) -> Path:
     """Write the results so far, in the first process; returns their folder."""
     from setr.distributed import rank
-    from setr.report import write_evaluation
+    from setr.pages.evaluation_page import write_evaluation
     from setr.writing import make_folder, write_json
 
     out = _out(given)
