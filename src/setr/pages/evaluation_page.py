@@ -1,4 +1,4 @@
-"""The HTML report of an evaluation: figures, charts, predictions and labels."""
+"""The page of `setr eval`: figures, charts, predictions and labels."""
 
 from __future__ import annotations
 
