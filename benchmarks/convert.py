@@ -25,7 +25,7 @@ from torch import Tensor
 
 from setr.catalog import list_models
 from setr.model import create_model
-from setr.reading.files import write_bytes
+from setr.writing import write_bytes
 
 BLOCKS = {
     "norm1": "ln1",

@@ -22,7 +22,7 @@ import numpy as np
 
 from setr.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from setr.images import encode_png
-from setr.reading.files import write_bytes
+from setr.writing import write_bytes
 
 MODELS = [f"setr_{d}_{s}" for s in ("base", "large") for d in ("naive", "pup", "mla")]
 

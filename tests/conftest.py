@@ -34,7 +34,7 @@ from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
 from setr.prediction.video import VideoReader
 from setr.predictor import Predictor
-from setr.reading.files import write_bytes
+from setr.writing import write_bytes
 
 for package in ("openvino", "nncf", "ray"):  # some tests import them before setr does
     unreported(package)

@@ -57,6 +57,21 @@ def assert_learns(model: SETR, *size: int, images: int = 2, zeros: bool = False)
     return output
 
 
+def assert_same_gradients_recomputed(model: SETR, *size: int) -> None:
+    """Every weight has a gradient, the same with checkpointing, for images (H, W)."""
+    images = torch.randn(2, 3, *size)
+    gradients = []
+    for recomputed in (False, True):
+        model.set_grad_checkpointing(recomputed)
+        model.zero_grad()
+        output = model(images, with_aux=True)
+        sum(x.square().mean() for x in (output.logits, *output.aux)).backward()
+        assert all(p.grad is not None for p in model.parameters())
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, again)
+
+
 @torch.inference_mode()
 def assert_near_in_bf16(model: nn.Module, share: float) -> None:
     """Under autocast, logits differ by less than a share of the largest one."""

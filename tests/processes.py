@@ -33,7 +33,7 @@ from setr.engine import train
 from setr.errors import SetrError
 from setr.hub import save_pretrained
 from setr.model_info import ModelInfo
-from setr.scores import groups
+from setr.scores import scored_images
 from setr.training import best, updates
 from setr.training import run as running
 from setr.training.loss_scale import LossScaler
@@ -105,7 +105,7 @@ def tests_with(first: Callable[[], None], word: str) -> Iterator[None]:
     """Images are tested slowly, the first after a call; prints how many this process tests."""
     original, tested = evaluation.score_images, 0
 
-    def test(*arguments: Any) -> Iterator[groups.ScoredImage]:
+    def test(*arguments: Any) -> Iterator[scored_images.ScoredImage]:
         nonlocal tested
         tested += 1
         if tested == 1:

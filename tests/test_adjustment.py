@@ -25,7 +25,6 @@ from setr.labels import Labels
 from setr.model import create_model
 from setr.model_info import ModelInfo
 from setr.protocols import Protocol
-from setr.reading.files import write_bytes
 from setr.scores import adjustment
 from setr.scores.adjustment import (
     GRID,
@@ -36,6 +35,7 @@ from setr.scores.adjustment import (
     threshold_offsets,
 )
 from setr.training import best
+from setr.writing import write_bytes
 from tests.conftest import save_scene_model, tiny_config, tiny_model
 
 

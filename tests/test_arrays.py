@@ -30,9 +30,10 @@ from setr.prediction.streams import split_sources
 from setr.predictor import Predictor
 from setr.protocols import Protocol
 from setr.reading.arrays import as_image
-from setr.reading.files import expanded, write_bytes
+from setr.reading.files import expanded
 from setr.reading.masks import read_mask
 from setr.reading.urls import download, download_file
+from setr.writing import write_bytes
 from tests.conftest import scene_predictor
 from tests.serving import until
 from tests.test_images import UNREADABLE

@@ -31,11 +31,11 @@ from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.model import SETR
 from setr.model_info import ModelInfo
-from setr.reading.files import write_bytes
 from setr.recipes import recipe
 from setr.training import plan, timing
 from setr.training.plan import Extent, length_choices, scale_choices, seconds_before
 from setr.training.teacher import Teacher
+from setr.writing import write_bytes
 from tests.conftest import tiny_config, tiny_model, write_scene_folders
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

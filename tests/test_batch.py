@@ -33,9 +33,10 @@ from setr.prediction.manifest import Manifest
 from setr.prediction.passes import Batches, NoMemoryError, predict_each
 from setr.prediction.settled import run_names
 from setr.processes.lock import Lock, open_locked
-from setr.reading.files import walk_images, write_bytes
+from setr.reading.files import walk_images
 from setr.reading.storage import Storage, result_test
 from setr.result import Result
+from setr.writing import write_bytes
 from tests.conftest import refusal, save_scene_model
 
 SIZES = ((48, 48), (48, 48), (40, 56), (48, 48), (48, 48), (40, 56), (37, 48), (48, 48), (48, 48))
@@ -567,9 +568,14 @@ def test_manifest_as_a_table(model_dir, photos, tmp_path):
 
     predict(model_dir, photos, tmp_path, "--manifest", "parquet")
     table = {row["name"]: row for row in pq.read_table(tmp_path / "manifest.parquet").to_pylist()}
-    for name, row in rows(tmp_path).items():
-        assert table[name]["status"] == row["status"]
-        assert dict(table[name]["classes"] or ()) == row.get("classes", {})
+    listed = rows(tmp_path)
+    assert table.keys() == listed.keys()
+    for name, row in listed.items():
+        found = table[name]
+        for key in ("input", "status", "error", "width", "height"):
+            assert found[key] == row.get(key), key
+        assert found["files"] == row.get("files", [])
+        assert dict(found["classes"]) == row.get("classes", {})
 
 
 def test_one_writer_at_a_time(tmp_path):

@@ -19,10 +19,10 @@ from setr.images import encode_png
 from setr.labels import Labels
 from setr.metrics import confusion
 from setr.model_info import ModelInfo
-from setr.reading.files import write_bytes
 from setr.scores.by_group import GroupCounts, Groups, paired_groups
 from setr.scores.intervals import mean_interval
 from setr.scores.scorecard import Scorecard
+from setr.writing import write_bytes
 from tests.conftest import tiny_model
 from tests.test_evaluation import by_two_processes
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 import setr
-from setr.cli import parse
+from setr.commands.parsing import parse
 from setr.commands.train import Arguments
 from setr.config import Config
 from setr.recipes import recipe

@@ -14,8 +14,8 @@ from setr.errors import OK, USAGE, SetrError
 from setr.images import encode_png, read_image
 from setr.labels import Labels
 from setr.prediction.kinds import KINDS, OPTIONS, POLYGON_KINDS
-from setr.reading.files import write_bytes
 from setr.result import Result
+from setr.writing import write_bytes
 
 LABELS = Labels(("ground", "road", "car"))
 

@@ -14,7 +14,7 @@ from setr.errors import USAGE, SetrError
 from setr.images import encode_png
 from setr.init_data import draft
 from setr.labels import IGNORE
-from setr.reading.files import write_bytes
+from setr.writing import write_bytes
 
 PHOTO = np.full((4, 6, 3), 90, np.uint8)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -19,7 +20,8 @@ from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.labels import Labels
 from setr.model_info import ModelInfo
-from setr.reading.files import one_line, write_bytes
+from setr.reading.files import one_line
+from setr.writing import write_bytes
 from tests.conftest import refusal, tiny_model
 
 
@@ -127,8 +129,7 @@ def test_a_current_folder_that_was_removed_is_one_line(capsys, tmp_path, monkeyp
     assert err == "setr: the current folder was removed; change to another one\n"
 
 
-def test_what_the_system_refuses_is_one_line(capsys, tmp_path):
-    """No matter which command: the file, and the system's reason."""
+def test_a_folder_that_cannot_be_made_is_one_line(capsys, tmp_path):
     (tmp_path / "file").write_text("in the way")
     image = tmp_path / "a.png"
     write_bytes(image, encode_png(draw("x", 0)[0]))
@@ -141,10 +142,20 @@ def test_what_the_system_refuses_is_one_line(capsys, tmp_path):
         code, out, err = run(capsys, *arguments)
         assert code == FAILED, arguments
         assert out == ""
-        assert err.splitlines()[-1] == f"setr: {below}: Not a directory"
+        assert err.splitlines()[-1] == f"setr: {below}: cannot make this folder: Not a directory"
         assert "Traceback" not in err
+
+
+def test_what_the_system_refuses_is_one_line(capsys, monkeypatch):
+    """No matter which command: the file, and the system's reason."""
+
+    def refuse(_: list[str]) -> int:
+        raise NotADirectoryError(errno.ENOTDIR, "Not a directory", "file/out")
+
+    monkeypatch.setattr("setr.cli._dispatch", refuse)
+    assert run(capsys, "demo") == (FAILED, "", "setr: file/out: Not a directory\n")
     with pytest.raises(NotADirectoryError):
-        main(["explain", "position", str(tmp_path / "model"), "-o", str(below), "--debug"])
+        main(["demo", "--debug"])
 
 
 def test_an_error_of_a_loader_is_its_last_line():

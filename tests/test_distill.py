@@ -28,11 +28,11 @@ from setr.labels import IGNORE, Labels
 from setr.layers.outputs import Output
 from setr.losses import count_weight, segmentation_loss
 from setr.model_info import ModelInfo
-from setr.reading.files import write_bytes
 from setr.training.resolved import announce, unlabelled_count, with_steps
 from setr.training.run import Run
 from setr.training.runfolder import RunFolder
 from setr.training.teacher import Teacher
+from setr.writing import write_bytes
 from tests.conftest import tiny_config, tiny_model, write_scene_folders
 from tests.runs import assert_same_weights, stopped_and_resumed
 

@@ -36,7 +36,7 @@ from setr.engine import train
 from setr.errors import DATA_CHECK_FAILED, FAILED, INTERRUPTED, USAGE, SetrError
 from setr.hub import from_pretrained
 from setr.images import encode_png
-from setr.results import collect
+from setr.paper_results import collect
 from setr.training.build import build_model
 from setr.training.resolved import announce
 from setr.training.runfolder import LAST, RunFolder
@@ -196,15 +196,18 @@ def test_an_overwritten_run_leaves_nothing_of_the_old_one_and_can_be_resumed(
 def test_figures_of_a_test_go_with_the_model_they_are_of(config, monkeypatch):
     figures = iter([0.2, 0.1, 0.3])
     monkeypatch.setattr(best, "evaluate_split", lambda *_, **__: {"miou": next(figures)})
-    tests = Path(config.out, "eval-val")
+    tests, review = (Path(config.out, name) for name in ("eval-val", "review-val"))
     train(config)
-    tests.mkdir()
-    for name in ("metrics.json", "report.html", "notes.txt"):
+    for folder in (tests, review):
+        folder.mkdir()
+    for name in ("metrics.json", "images.csv", "groups.csv", "report.html", "notes.txt"):
         (tests / name).touch()
+    (review / "review.json").touch()
     train(with_train(config, steps=5), resume=True)  # no better
-    assert len(list(tests.iterdir())) == 3
+    assert len([*tests.iterdir(), *review.iterdir()]) == 6
     train(with_train(config, steps=6), resume=True)
     assert [path.name for path in tests.iterdir()] == ["notes.txt"]
+    assert not review.exists()
 
 
 @pytest.mark.parametrize("more", [0, 1])

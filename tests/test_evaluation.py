@@ -33,7 +33,7 @@ from setr.metrics import ConfusionMatrix
 from setr.model_info import ModelInfo
 from setr.pages.gallery import Gallery
 from setr.protocols import Protocol
-from setr.scores import groups
+from setr.scores import scored_images
 from setr.scores.split_loss import SplitLoss
 from tests.conftest import tiny_model, write_scene_folders
 
@@ -267,7 +267,7 @@ def test_the_figures_are_printed_though_the_disk_is_full(runs, tmp_path, capsys,
     def full(path: Path, data: bytes, **_: object) -> None:
         raise SetrError(f"{path}: cannot write: No space left on device")
 
-    monkeypatch.setattr("setr.reading.files.write_bytes", full)
+    monkeypatch.setattr("setr.writing.write_bytes", full)
     options = ["--json", "-o", tmp_path / "x", "--compare", runs / "two"]
     code, text, errors = run(capsys, runs / "one", runs / "data", *options)
     assert code == FAILED
@@ -398,7 +398,7 @@ def test_images_tested_together_have_the_figures_of_each(runs, tmp_path, monkeyp
         pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         cv2.imwrite(str(path), np.ascontiguousarray(pixels[:-5]))
     found, losses, sizes, batches = [], [], [], list[int]()
-    original = groups.predict_mask
+    original = scored_images.predict_mask
 
     def predict(model: Any, images: Any, *arguments: Any, **keywords: Any) -> Any:
         """The first time two images find no memory."""
@@ -407,9 +407,9 @@ def test_images_tested_together_have_the_figures_of_each(runs, tmp_path, monkeyp
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(model, images, *arguments, **keywords)
 
-    monkeypatch.setattr(groups, "predict_mask", predict)
+    monkeypatch.setattr(scored_images, "predict_mask", predict)
     for together in (1, 3):
-        monkeypatch.setitem(groups.MAX_GROUP, "cpu", together)
+        monkeypatch.setitem(scored_images.MAX_GROUP, "cpu", together)
         predictor, seen = setr.load(runs / "one", precision="fp32"), []
         dataset = open_dataset(str(data), "val", predictor.info.labels)
         figures = evaluate_split(
@@ -439,9 +439,9 @@ def test_images_tested_together_have_the_figures_of_each(runs, tmp_path, monkeyp
     ],
 )
 def test_images_together_fill_one_pass(protocol, num_classes, size, most):
-    found = groups.max_together(torch.device("cuda"), protocol, num_classes, *size)
+    found = scored_images.max_together(torch.device("cuda"), protocol, num_classes, *size)
     assert found == most
-    assert groups.max_together(torch.device("cpu"), protocol, num_classes, *size) == 1
+    assert scored_images.max_together(torch.device("cpu"), protocol, num_classes, *size) == 1
 
 
 def test_unknown_protocol_names_the_nearest(runs, capsys):

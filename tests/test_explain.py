@@ -38,7 +38,7 @@ from setr.pages.lettering import fitted, lettered
 from setr.pages.montage import mark, montage, with_legend
 from setr.predictor import Predictor
 from setr.protocols import Protocol
-from setr.reading.files import write_bytes
+from setr.writing import write_bytes
 from tests.conftest import tiny_model
 
 SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 2}

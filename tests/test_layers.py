@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import inspect
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import setr
@@ -32,6 +35,7 @@ ORDER = (
         "reading.heif",
         "reading.made_folders",
         "reading.files",
+        "writing",
         "reading.parsed",
         "processes.lock",
         "reading.urls",
@@ -265,7 +269,7 @@ ORDER = (
         "paper",
         "fitting",
         "scores.split_loss",
-        "scores.groups",
+        "scores.scored_images",
         "evaluation",
         "scores.adjustment",
         "training.optim",
@@ -371,7 +375,7 @@ ORDER = (
         "pages.loss_curves",
         "pages.sweep_page",
         "pages.gallery",
-        "report",
+        "pages.evaluation_page",
         "review",
         "pages.review_tables",
         "pages.review_page",
@@ -379,7 +383,7 @@ ORDER = (
         "pages.pick_page",
         "pages.run_page",
         "pages.doctor_page",
-        "results",
+        "paper_results",
         "sweeping",
     ),
     *(
@@ -390,8 +394,8 @@ ORDER = (
     "serve",
     # the command line
     *(
-        "cli",
         "commands",
+        "cli",
     ),
 )
 SOURCE = Path(setr.__file__).parent
@@ -443,6 +447,28 @@ def test_public_names_have_types():
         for alias in node.names
     }
     assert read == {name: f"setr.{module}" for name, module in setr._EXPORTS.items()}
+
+
+def documented() -> Iterator[tuple[str, str, set[str]]]:
+    """The public functions, classes and methods: name, docstring and names of the arguments."""
+    for name in sorted(setr._EXPORTS):
+        found = getattr(setr, name)
+        methods = vars(found).items() if inspect.isclass(found) else ()
+        functions = {f"{name}.{key}": f for key, f in methods if inspect.isfunction(f)}
+        for key, function in {name: found, **functions}.items():
+            if "._" not in key:
+                given = set(inspect.signature(function).parameters) - {"self"}
+                yield key, inspect.getdoc(function) or "", given
+
+
+def test_lists_of_arguments_are_complete():
+    wrong = []
+    for name, text, given in documented():
+        assert text, name
+        listed = re.search(r"^Args:\n((?: .*\n?|\n(?= ))*)", text, re.MULTILINE)
+        if listed and set(re.findall(r"^ {4}(\w+):", listed[1], re.MULTILINE)) != given:
+            wrong.append(name)
+    assert not wrong
 
 
 def test_packages_need_each_other_one_way():

@@ -18,7 +18,7 @@ from setr.config import Config, TrainConfig
 from setr.engine import train
 from setr.errors import OK, USAGE, SetrError
 from setr.hub import from_pretrained
-from setr.results import collect
+from setr.paper_results import collect
 from setr.training.resolved import announce, with_steps
 from setr.training.runfolder import LAST
 from tests.conftest import tiny_config

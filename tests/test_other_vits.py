@@ -98,21 +98,20 @@ def model_with(name: str, kind: str = "setr_mla_nano", **more: Any) -> SETR:
 # --- timm's numbers -------------------------------------------------------------------------------
 
 
+ANY_SIZE = [k for k in KINDS.items() if k[0].startswith(("naflex", "qwen", "deepseek"))]
+
+
 @torch.inference_mode()
-@pytest.mark.parametrize(("name", "more"), [*KINDS.items(), *OTHERS])
-def test_the_own_size_is_timms_forward(name, more):
+@pytest.mark.parametrize(
+    ("name", "more", "size"),
+    [
+        *((*kind, (64, 64)) for kind in (*KINDS.items(), *OTHERS)),  # their own
+        *((*kind, size) for kind in ANY_SIZE for size in ((48, 96), (112, 32), (160, 160))),
+    ],
+)
+def test_a_pass_is_timms_forward(name, more, size):
     ours, theirs = (model.double() for model in pair(name, **more))
-    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    expected = theirs.forward_intermediates(images, indices=[0, 1], intermediates_only=True)
-    torch.testing.assert_close(ours(images), expected, rtol=1e-5, atol=1e-5)
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("size", [(48, 96), (112, 32), (160, 160)])
-@pytest.mark.parametrize("name", [n for n in KINDS if n.startswith(("naflex", "qwen", "deepseek"))])
-def test_positions_are_timms_at_any_size(name, size):
-    ours, theirs = (model.double() for model in pair(name, **KINDS[name]))
-    images = torch.randn(1, 3, *size, dtype=torch.float64)
+    images = torch.randn(2, 3, *size, dtype=torch.float64)
     expected = theirs.forward_intermediates(images, indices=[0, 1], intermediates_only=True)
     torch.testing.assert_close(ours(images), expected, rtol=1e-5, atol=1e-5)
 

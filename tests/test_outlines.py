@@ -203,7 +203,7 @@ def test_a_full_disk_is_no_problem_of_the_outlines(tmp_path, capsys, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("setr.reading.files.os.replace", refusing)
+        patch.setattr("setr.writing.os.replace", refusing)
         assert main(["init-data", str(tmp_path)]) == FAILED
     last = capsys.readouterr().err.splitlines()[-1]
     assert "png: cannot write: No space left on device" in last

@@ -21,7 +21,7 @@ from setr.data.loader import training_batches
 from setr.data.own_augmentation import OwnAugmentation, described, require_augment
 from setr.datasets import open_dataset
 from setr.errors import USAGE, SetrError
-from setr.results import collect
+from setr.paper_results import collect
 from setr.training.facts import require_same_run, run_facts
 from setr.transforms import Augmentation
 from tests.conftest import tiny_config

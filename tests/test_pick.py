@@ -20,7 +20,7 @@ from setr.errors import FAILED, INTERRUPTED, OK, SetrError
 from setr.images import encode_png
 from setr.picking import Uncertain, farthest_first, margin_uncertainty, pick_images
 from setr.prediction.inputs import find_items, output_names
-from setr.scores.groups import ScoredImage
+from setr.scores.scored_images import ScoredImage
 from tests.conftest import refusal
 from tests.test_report import Balanced
 from tests.test_review import INFO, Oracle, scene, shown

@@ -31,9 +31,9 @@ from setr.loading import load
 from setr.model_info import ModelInfo
 from setr.predictor import Predictor
 from setr.protocols import Protocol
-from setr.reading.files import write_bytes
 from setr.reading.masks import read_mask
 from setr.scores.submissions import check_submission
+from setr.writing import write_bytes
 from tests.conftest import refusal, save_scene_model, tiny_model
 
 

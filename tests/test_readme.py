@@ -21,8 +21,8 @@ from setr.config import ModelConfig
 from setr.data.scenes import draw
 from setr.errors import OK
 from setr.images import encode_png
-from setr.reading.files import write_bytes
 from setr.recipes import recipe
+from setr.writing import write_bytes
 from tests.conftest import write_scene_folders
 
 README = Path(__file__).parents[1] / "README.md"

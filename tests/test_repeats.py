@@ -11,8 +11,8 @@ from setr.doctor import check
 from setr.engine import train
 from setr.errors import OK, USAGE, SetrError
 from setr.images import encode_png
-from setr.reading.files import write_bytes
 from setr.training.repeats import repeat_counts, with_repeats
+from setr.writing import write_bytes
 from tests.conftest import tiny_config
 
 CLASSES = ("ground", "road", "car", "boat")

@@ -17,14 +17,14 @@ from rich.cells import cell_len
 from setr.labels import Labels
 from setr.metrics import summarize
 from setr.pages.charts import confusion_chart, reliability_chart
+from setr.pages.evaluation_page import write_evaluation
 from setr.pages.gallery import Gallery, paired
 from setr.pages.loss_curves import loss_chart, loss_curves
 from setr.pages.page import bar, error_map, figure, heat, write_page
 from setr.pages.tables import figures_table
-from setr.report import write_evaluation
-from setr.scores.groups import ScoredImage
 from setr.scores.regions import RegionCounts
 from setr.scores.scorecard import Scorecard
+from setr.scores.scored_images import ScoredImage
 
 NAMES = ("road", "side<walk>", 'a "quoted" & long name', "never")
 

@@ -31,7 +31,7 @@ from setr.inference import NormalizedImages, Protocol, predict_scores
 from setr.labels import IGNORE, Labels
 from setr.model_info import ModelInfo
 from setr.review import Reviewer, likelihood, review_split
-from setr.scores import groups
+from setr.scores import scored_images
 from setr.scores.boundary import fill_ignored
 from setr.scores.label_quality import (
     MAX_REGIONS,
@@ -323,8 +323,8 @@ def test_likelihoods_are_those_of_the_scores(protocol):
     image = shown(ids)
     dataset = setr.wrap_dataset([Sample(image, ids)], scenes.LABELS, "val")
     info = dataclasses.replace(INFO, protocol=protocol)
-    seen: list[groups.ScoredImage] = []
-    plain: list[groups.ScoredImage] = []
+    seen: list[scored_images.ScoredImage] = []
+    plain: list[scored_images.ScoredImage] = []
     options: dict[str, Any] = {"precision": "fp32", "workers": 0, "detailed": False}
     evaluate_split(model, info, dataset, measure=likelihood, on_image=seen.append, **options)
     evaluate_split(model, info, dataset, on_image=plain.append, **options)
@@ -356,7 +356,9 @@ def test_memory_does_not_grow_with_pixels():
             image = shown(ids, number)
             figures: dict[str, float | None] = {"miou": None, "pixel_accuracy": None}
             reviewer(
-                groups.ScoredImage(number, "x.png", image, wrong, ids, sure, figures, likelihoods)
+                scored_images.ScoredImage(
+                    number, "x.png", image, wrong, ids, sure, figures, likelihoods
+                )
             )
         reviewer.finish()
         for row in reviewer.rows.values():
@@ -466,7 +468,7 @@ def test_an_interrupted_review_keeps_what_it_saw(folder, capsys, monkeypatch):
     seen = 0
     original = Reviewer.__call__
 
-    def counted(self: Reviewer, scored: groups.ScoredImage) -> None:
+    def counted(self: Reviewer, scored: scored_images.ScoredImage) -> None:
         nonlocal seen
         seen += 1
         if seen == 9:

@@ -11,7 +11,7 @@ import pytest
 from setr.cli import main
 from setr.errors import DATA_CHECK_FAILED, FAILED, OK, USAGE
 from setr.images import encode_png
-from setr.reading.files import write_bytes
+from setr.writing import write_bytes
 
 
 def save(folder: Path, **images: list | np.ndarray) -> Path:

@@ -14,7 +14,8 @@ import tyro
 from setr.arguments.elsewhere import ELSEWHERE
 from setr.arguments.options import options_of
 from setr.arguments.usage import problem
-from setr.cli import VERBS, main, parse
+from setr.cli import VERBS, main
+from setr.commands.parsing import parse
 from setr.errors import USAGE, SetrError
 from tests.conftest import refusal
 

@@ -24,8 +24,8 @@ from setr.prediction.streams import Stream, predict_stream
 from setr.prediction.video import VideoReader, VideoWriter
 from setr.predictor import Predictor
 from setr.processes.progress import Progress
-from setr.reading.files import write_bytes
 from setr.reading.masks import read_mask
+from setr.writing import write_bytes
 from tests.conftest import frames, scene_predictor
 
 RATE, COUNT = 12.5, 5

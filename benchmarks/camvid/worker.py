@@ -17,8 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_PRELOAD = ["setr.cli", "setr.engine", "setr.predictor", "setr.report", "setr.commands.train",
-            "setr.commands.eval", "setr.commands.score"]  # fmt: skip
+_PRELOAD = [
+    *("setr.cli", "setr.engine", "setr.predictor", "setr.pages.evaluation_page"),
+    *("setr.commands.train", "setr.commands.eval", "setr.commands.score"),
+]
 INTERRUPTED = 130
 
 

@@ -31,10 +31,10 @@ from setr.predictor import Predictor
 from setr.processes.faults import is_out_of_memory
 from setr.processes.interrupt import Interrupt
 from setr.processes.progress import Progress
-from setr.reading.files import NameRefusedError
 from setr.reading.pillow import MAX_PIXELS
 from setr.reading.storage import Storage
 from setr.result import Result
+from setr.writing import NameRefusedError
 
 BATCH = 8
 """Images per pass of the model."""

@@ -20,7 +20,7 @@ from setr.arguments.named_values import encoder_arguments
 from setr.arguments.options import options_of
 from setr.arguments.typed import check_fields
 from setr.arguments.usage import meant
-from setr.errors import UsageError, check_setting
+from setr.errors import UsageError, check_rules, check_setting
 from setr.reading import typed_yaml
 from setr.training.train_config import DistillConfig as DistillConfig
 from setr.training.train_config import OptimConfig as OptimConfig
@@ -82,30 +82,26 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")
-        check_setting(
-            0 <= self.drop_path < 1, f"model.drop_path {self.drop_path}: give 0 to below 1"
+        check_rules(
+            self,
+            "model.",
+            ("drop_path", lambda v: 0 <= v < 1, "give 0 to below 1"),
+            ("merge_tokens", lambda v: 0 <= v <= 1, "give a share of the groups, 0 to 1"),
+            ("freeze", lambda v: v >= -1, "give blocks, or -1 for all"),
+            ("lora_rank", lambda v: v >= 0, "give 0 or more"),
+            ("mean", lambda v: len(v) > 0, "give a number for each channel"),
+            ("std", lambda v: min(v, default=0) > 0, "give positive numbers"),
+            (
+                "mean std",
+                lambda v: max(v) <= 1,
+                "is of pixels from 0 to 1; divide those of 0 to 255 by 255",
+            ),
+            ("img_size channels", lambda v: v > 0, "give at least 1"),
         )
-        check_setting(
-            0 <= self.merge_tokens <= 1,
-            f"model.merge_tokens {self.merge_tokens}: give a share of the groups, 0 to 1",
-        )
-        check_setting(self.freeze >= -1, f"model.freeze {self.freeze}: give blocks, or -1 for all")
-        check_setting(self.lora_rank >= 0, f"model.lora_rank {self.lora_rank}: give 0 or more")
         check_setting(
             not (self.freeze and self.lora_rank),
             "model.freeze and model.lora_rank: choose one; lora_rank freezes the encoder itself",
         )
-        check_setting(len(self.mean) > 0, "model.mean (): give a number for each channel")
-        check_setting(min(self.std, default=0) > 0, f"model.std {self.std}: give positive numbers")
-        for name in ("mean", "std"):
-            value = getattr(self, name)
-            check_setting(
-                max(value) <= 1,
-                f"model.{name} {value}: is of pixels from 0 to 1; divide those of 0 to 255 by 255",
-            )
-        for name in ("img_size", "channels"):
-            value = getattr(self, name)
-            check_setting(value is None or value > 0, f"model.{name} {value}: give at least 1")
         encoder_arguments(self.encoder_args, "model.encoder_args")
 
 
@@ -156,28 +152,18 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "data.")
-        low, high = self.scale_range
-        check_setting(
-            min(self.crop_size) > 0, f"data.crop_size {self.crop_size}: give positive pixels"
+        check_rules(
+            self,
+            "data.",
+            ("crop_size", lambda v: min(v) > 0, "give positive pixels"),
+            ("scale_range", lambda v: 0 < v[0] <= v[1], "give 0 < low <= high"),
+            ("flip flip_vertical", lambda v: 0 <= v <= 1, "give a probability, 0 to 1"),
+            ("fraction max_class_share", lambda v: 0 < v <= 1, "give a share above 0, at most 1"),
+            ("rotate", lambda v: 0 <= v <= 180, "give degrees, 0 to 180"),
+            ("rare_class_crops repeat_rare", lambda v: 0 <= v <= 1, "give a share, 0 to 1"),
+            ("workers", lambda v: v >= -1, "give 0 or more, or -1 to let it choose"),
+            ("short_side long_side", lambda v: v > 0, "give at least 1 pixel"),
         )
-        check_setting(0 < low <= high, f"data.scale_range {self.scale_range}: give 0 < low <= high")
-        for name in ("flip", "flip_vertical"):
-            value = getattr(self, name)
-            check_setting(0 <= value <= 1, f"data.{name} {value}: give a probability, 0 to 1")
-        for name in ("fraction", "max_class_share"):
-            value = getattr(self, name)
-            check_setting(0 < value <= 1, f"data.{name} {value}: give a share above 0, at most 1")
-        check_setting(0 <= self.rotate <= 180, f"data.rotate {self.rotate}: give degrees, 0 to 180")
-        for name in ("rare_class_crops", "repeat_rare"):
-            value = getattr(self, name)
-            check_setting(0 <= value <= 1, f"data.{name} {value}: give a share, 0 to 1")
-        check_setting(
-            self.workers >= -1,
-            f"data.workers {self.workers}: give 0 or more, or -1 to let it choose",
-        )
-        for name in ("short_side", "long_side"):
-            value = getattr(self, name)
-            check_setting(value is None or value > 0, f"data.{name} {value}: give at least 1 pixel")
         check_setting(
             self.long_side is None or self.short_side is not None,
             "data.long_side limits the scaling to data.short_side: give that too",
@@ -222,8 +208,10 @@ class EvalConfig:
 class Config:
     """One training run.
 
-    Its parts are frozen dataclasses, too; `replace` makes a copy with other values. What each one
-    means is in the help of `setr train finetune` (`--train.steps` is `config.train.steps`).
+    `recipe` is its name in reports and `out` its folder; `model`, `data`, `optim`, `train`,
+    `distill` and `eval` are frozen dataclasses, too. `replace` makes a copy with other values. What
+    each setting means is in the help of `setr train finetune` (`--train.steps` is
+    `config.train.steps`).
 
     Raises:
         SetrError: a value of another type or out of range; so do the parts.
@@ -287,6 +275,10 @@ class Config:
     @classmethod
     def from_yaml(cls, text: str, *, source: str = "config") -> Config:
         """Read settings; missing keys take their defaults.
+
+        Args:
+            text: YAML as `to_yaml` writes it.
+            source: name of the file, for messages.
 
         Raises:
             SetrError: not YAML, an unknown key (the nearest is suggested), or a value out of range.

@@ -106,6 +106,10 @@ def open_dataset(
             name, ids are read in the encoding of the mask files found.
         bands: bands to read of the images, if data.yaml does not define them.
 
+    Returns:
+        A sequence of `Sample`s, decoded when indexed: `image` uint8 (H, W, C) and `mask` uint8
+        (H, W) with training ids, 255 for ignored pixels.
+
     Raises:
         SetrError: no such path or split, no images, masks missing, or classes unknown.
     """

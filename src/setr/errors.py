@@ -16,7 +16,8 @@ prints it to stderr and exits with the error's code; any other exception is a bu
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 OK = 0
 FAILED = 1
@@ -79,3 +80,22 @@ def check_setting(ok: bool, message: str) -> None:
     """
     if not ok:
         raise UsageError(message)
+
+
+def check_rules(
+    settings: object, prefix: str, *rules: tuple[str, Callable[[Any], bool], str]
+) -> None:
+    """Raise unless settings follow their rules; one that is None is not given.
+
+    Args:
+        settings: has the values as attributes.
+        prefix: of their names in messages, as `train.`.
+        rules: names with blanks between, whether a value is good, and what to give.
+
+    Raises:
+        UsageError: with the setting, its value and the rule.
+    """
+    for names, is_good, rule in rules:
+        for name in names.split():
+            value = getattr(settings, name)
+            check_setting(value is None or is_good(value), f"{prefix}{name} {value}: {rule}")

@@ -35,7 +35,8 @@ from setr.processes.interrupt import Stopped
 from setr.processes.progress import Progress
 from setr.protocols import Protocol, preset
 from setr.scores.by_group import Groups
-from setr.scores.groups import (
+from setr.scores.scorecard import Scorecard
+from setr.scores.scored_images import (
     Measure,
     ScoredImage,
     fitting,
@@ -43,7 +44,6 @@ from setr.scores.groups import (
     max_together,
     score_images,
 )
-from setr.scores.scorecard import Scorecard
 from setr.scores.split_loss import SplitLoss
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def evaluate_split(
     require_fit(model, info, dataset)
     if count is not None and count < 1:
         raise UsageError(f"count {count}: give at least one image")
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = _device_of(model)
     dtype = computed_in(model, precision, device)
     groups = image_groups(dataset, group_by) if group_by else None
     card = Scorecard(
@@ -254,6 +254,11 @@ def evaluate_split(
     return {**figures, "protocol": info.protocol.describe(), "seconds": time.monotonic() - began}
 
 
+def _device_of(model: Trained) -> torch.device:
+    """The device of a model's weights; the CPU for one without any."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
 def image_groups(dataset: Dataset, pattern: str) -> Groups:
     """The groups of a split's images by their names.
 
@@ -296,7 +301,7 @@ def computed_in(model: Trained, precision: Precision, device: torch.device) -> t
 @contextlib.contextmanager
 def testing(model: Trained, dtype: torch.dtype | None) -> Iterator[None]:
     """Context with the model in eval mode, autocast to `dtype`, and no gradients."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = _device_of(model)
     was_training = model.training
     model.eval()
     try:

@@ -39,7 +39,7 @@ from setr.fitting import require_labelled
 from setr.model import SETR
 from setr.model_info import ModelInfo, describe, licence_of
 from setr.processes.lock import ScratchFolder
-from setr.reading.files import cannot_write, writing
+from setr.writing import cannot_write, write_errors
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 PRECISIONS = {
@@ -180,7 +180,7 @@ def check_request(path: Path, format: str, precision: str, *, calibrated: bool) 
 @contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
     """A temporary folder beside the file."""
-    with writing(path):
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = ScratchFolder(path.parent, ".export-")
     with scratch as folder:

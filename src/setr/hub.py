@@ -21,13 +21,14 @@ from setr.model import SETR
 from setr.model_info import FORMAT, ModelInfo, as_tuple, describe, read_info, require_own
 from setr.pages.model_card import model_card
 from setr.processes.lock import ScratchFolder
-from setr.reading.files import json_bytes, require_alive, writing
+from setr.reading.files import require_alive
 from setr.reading.parsed import BROKEN, fault_of, json_of
 from setr.reading.remote import at_revision, fetch, import_hub, is_repository
 from setr.weight_files.mapped_model import in_file, open_model
 from setr.weight_files.pretrained import weights_on_the_hub
 from setr.weight_files.tensorfiles import holds_weights
 from setr.weight_files.transformers_files import is_transformers
+from setr.writing import json_bytes, make_folder, write_errors
 
 FILES = ("config.json", "model.safetensors", "README.md", "config.yaml")
 """Files of a repository; `config.yaml` (the training settings) only if the model was trained."""
@@ -60,12 +61,9 @@ def save_pretrained(
     values = describe(model, info)
     _require_described(model, tensors)
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SetrError(f"{folder}: cannot make this folder: {error.strerror}") from None
+    make_folder(folder)
     card = model_card(model, info).encode()
-    with writing(folder), ScratchFolder(folder, ".saving-") as scratch:
+    with write_errors(folder), ScratchFolder(folder, ".saving-") as scratch:
         _write_tensors(scratch / "model.safetensors", tensors, folder)
         (scratch / "config.json").write_bytes(json_bytes(values))
         (scratch / "README.md").write_bytes(card)
@@ -104,6 +102,9 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> tuple
         source: a local folder, or `owner/name` or `owner/name@revision` on the Hub. Cached
             repositories need no network.
         revision: branch, tag or commit on the Hub.
+
+    Returns:
+        The model, and what is stored with it besides its weights.
 
     Raises:
         SetrError: missing or corrupt files, weights that do not fit the configuration, or a

@@ -25,8 +25,9 @@ from setr.outlines.class_masks import chosen_class_masks, class_masks
 from setr.outlines.files import find_outlines
 from setr.outlines.index import AnnotatedFolder
 from setr.outlines.masks import draw_masks, left_out_text, overlaps_text
-from setr.reading.files import one_line, write_text
+from setr.reading.files import one_line
 from setr.reading.made_folders import DRAWN, TILES
+from setr.writing import write_text
 
 SHOWN = 5
 VAL_SHARE = 0.2

@@ -156,13 +156,16 @@ class SETR(nn.Module, HintsAtNames):
         return Output(self.decoder(features), aux, size, self.aux_scale, images.size)
 
     def coarse(self, images: Tensor) -> Output:
-        """Images as in `forward` -> logits of the decoder before the resize, for inference."""
+        """Images as in `forward` -> logits (B, K, h, w) before the resize, for inference."""
         self._require_images(images)
         logits = self.decoder(self.neck(self.encode(images)))
         return Output(logits, [], self.covered_size(*images.shape[-2:]))
 
     def encode(self, images: Tensor) -> list[Tensor]:
-        """Images as in `forward` -> maps for the neck; for EoMT the patches and the queries."""
+        """Images as in `forward` -> maps (B, C, h, w) of the taps, for the neck.
+
+        For EoMT the maps of the patches and the queries (B, C, 1, Q).
+        """
         if isinstance(self.decoder, MaskClassifier):
             return self.encoder(images, self.decoder.queries)
         return self.encoder(images)
@@ -227,7 +230,7 @@ class SETR(nn.Module, HintsAtNames):
         self.arguments["merge_tokens"] = share
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute encoder activations in the backward pass to save memory."""
+        """Recompute encoder activations in the backward pass to save memory; False stores them."""
         self.encoder.set_grad_checkpointing(enable)
 
 

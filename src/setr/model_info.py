@@ -35,6 +35,10 @@ class ModelInfo:
         command: command that reproduces the model.
         bands: bands read from files, one for each channel; None for red, green and blue.
         licence: of the pretrained weights; None if it was not recorded.
+
+    Raises:
+        SetrError: a value of another type, a mean that is not finite, or a std or crop size that is
+            not positive.
     """
 
     labels: Labels

@@ -26,7 +26,7 @@ from setr.labels import IGNORE
 from setr.model_info import ModelInfo
 from setr.opening import Trained
 from setr.processes.interrupt import Stopped
-from setr.scores.groups import ScoredImage
+from setr.scores.scored_images import ScoredImage
 
 THUMBNAIL = 16
 """Side of a thumbnail in pixels."""

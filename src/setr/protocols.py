@@ -43,6 +43,11 @@ class Protocol:
         fill_window: a scaled short side below the window's is raised to it (section 4.1).
         blend: weight overlapping windows by the distance to their borders, which hides seams;
             otherwise all count the same, as in the paper.
+
+    Raises:
+        SetrError: scales or sides that are not positive, a stride above the window, or a field that
+            needs another one (`stride`, `fill_window` and `blend` a window, `long_side` a short
+            side).
     """
 
     scales: tuple[float, ...] = (1.0,)
@@ -110,7 +115,10 @@ class Protocol:
         return height, width
 
     def needs_windows(self, H: int, W: int) -> bool:
-        """Whether an H x W image has more than `WHOLE_PIXELS` as a whole, at the largest scale."""
+        """Whether an H x W image is too large to be run whole, as this protocol would.
+
+        The limit is `WHOLE_PIXELS` at the largest scale. False for a protocol with a window.
+        """
         if self.window is not None:
             return False
         height, width = self.view_size(H, W, max(self.scales))
@@ -129,6 +137,9 @@ class Protocol:
         """A copy with these fields replaced; None keeps a field as it is.
 
         A larger short side raises the limit of the long side by as much, which else would undo it.
+
+        Raises:
+            SetrError: as the class.
         """
         changes = {name: v for name, v in given.items() if v is not None}
         larger = changes.get("short_side", 0) / (self.short_side or math.inf)

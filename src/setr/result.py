@@ -18,7 +18,7 @@ import numpy as np
 
 from setr.arguments.elsewhere import HintsAtNames
 from setr.arguments.typed import checked
-from setr.errors import SetrError, UsageError
+from setr.errors import UsageError
 from setr.images import encode_png
 from setr.labels import IGNORE, Labels
 from setr.pages.montage import shrunk
@@ -32,15 +32,18 @@ from setr.prediction.late_scores import LateScores
 from setr.prediction.polygons import Polygon, PolygonOptions, mask_polygons, simplified
 from setr.prediction.rasters import RasterWriter
 from setr.prediction.shares import checked_confidence, class_shares, largest, share_table, unlabel
-from setr.reading.files import printable, write_bytes
+from setr.reading.files import printable
 from setr.reading.storage import is_address
+from setr.writing import make_folder, write_bytes
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
 class Result(HintsAtNames):
-    """The prediction for one image. Picklable; `scores` are included if they were computed.
+    """The prediction for one image, as a `Predictor` makes it.
+
+    Picklable; `scores` are included if they were computed.
 
     Attributes:
         image: the input image, uint8 RGB (H, W, 3).
@@ -80,6 +83,9 @@ class Result(HintsAtNames):
 
         Computed on first access by running the model again, because the scores of large images with
         many classes may not fit into memory.
+
+        Raises:
+            SetrError: not computed before the result was pickled.
         """
         return self._compute_scores()
 
@@ -123,13 +129,20 @@ class Result(HintsAtNames):
     def polygons(
         self, *, tolerance: float = 0.0, min_pixels: int = 1, classes: Sequence[str] = ()
     ) -> list[Polygon]:
-        """One polygon per connected region of a class; see `setr.prediction.polygons`.
+        """One polygon per connected region of a class (neighbours share an edge), with its holes.
+
+        Ordered by class and from top to bottom. A `Polygon` has `class_id`, `rings` of int32 points
+        (N, 2), x then y, along the edges of pixels, `pixels` (its area) and `box` (x, y, width,
+        height).
 
         Args:
-            tolerance: maximum distance in pixels that simplification may move the outline; 0 keeps
-                it exact.
+            tolerance: maximum distance in pixels that simplification (Douglas and Peucker, 1973)
+                may move the outline, 0 to 1,000,000; 0 keeps it exact.
             min_pixels: regions with fewer pixels are left out.
             classes: names of the classes to outline; all by default.
+
+        Raises:
+            SetrError: another tolerance, or a name that no class has.
         """
         least, ids = max(1, min_pixels), set(chosen_ids(classes, self.labels.classes))
         if self._regions is None or self._regions[0] > least or not ids <= self._regions[1]:
@@ -145,12 +158,16 @@ class Result(HintsAtNames):
     def geojson(self, **options: Unpack[PolygonOptions]) -> dict[str, Any]:
         """A GeoJSON FeatureCollection, in map coordinates for georeferenced images, else in pixels.
 
-        Arguments are those of `polygons`.
+        Arguments and errors are those of `polygons`.
         """
         return to_geojson(self.polygons(**options), self.labels, geo=self.geo)
 
     def geopackage(self, **options: Unpack[PolygonOptions]) -> bytes:
-        """A GeoPackage with the features of `geojson` (extra `geo`); arguments as `polygons`."""
+        """A GeoPackage with the features of `geojson` (extra `geo`); arguments as `polygons`.
+
+        Raises:
+            SetrError: as `polygons`, or the extra is not installed.
+        """
         return to_geopackage(self.polygons(**options), self.labels, geo=self.geo)
 
     def coco(
@@ -179,9 +196,9 @@ class Result(HintsAtNames):
         """The content of a LabelMe file.
 
         Args:
-            options: arguments of `polygons`.
             folder: folder of the LabelMe file. It names the image by its path relative to this
                 folder, or by its file name if either has a storage address (s3://…).
+            options: arguments of `polygons`.
         """
         image = os.path.basename(self.path)
         if image and not any(is_address(os.fspath(place)) for place in (self.path, folder)):
@@ -255,10 +272,7 @@ class Result(HintsAtNames):
         suffix = checked_suffix(path, kind)
         on_map = self.geo and suffix in (".tif", ".tiff") and kind in RASTER_PICTURES
         data = b"" if on_map else self.encode(kind, folder=path.parent, suffix=suffix, **options)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SetrError(f"{path.parent}: cannot make this folder: {error.strerror}") from None
+        make_folder(path.parent)
         if self.geo and on_map:
             require_options(kind, options)
             labels = self.labels if kind == "mask" else None

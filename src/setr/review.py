@@ -6,7 +6,6 @@ The images are predicted once, as in an evaluation. Of each of them about a kilo
 
 from __future__ import annotations
 
-import heapq
 import zlib
 from collections import deque
 from collections.abc import Callable
@@ -24,12 +23,12 @@ from setr.evaluation import evaluate_split
 from setr.labels import IGNORE
 from setr.model_info import ModelInfo
 from setr.opening import Trained
-from setr.pages.gallery import small
+from setr.pages.gallery import Extremes
 from setr.processes.interrupt import Stopped
-from setr.scores.groups import ScoredImage
 from setr.scores.label_quality import label_quality, likelihood_sums, suspicious_regions
 from setr.scores.misplaced import agreement, find_misplaced
 from setr.scores.scorecard import AHEAD_PIXELS, THREADS
+from setr.scores.scored_images import ScoredImage
 from setr.scores.suspects import CELLS, Looked, Suspect, find_suspects
 
 
@@ -74,11 +73,10 @@ class Reviewer:
     """
 
     def __init__(self, num_classes: int, shown: int = 0) -> None:
-        self.num_classes, self.shown = num_classes, shown
+        self.num_classes, self._worst = num_classes, Extremes(shown)
         self.rows: dict[int, Looked] = {}
         self.pixels = np.zeros(num_classes, np.int64)
         self.likelihoods = np.zeros(num_classes, np.float64)
-        self._worst: list[tuple[tuple[bool, float], int, ScoredImage]] = []
         self._threads = ThreadPoolExecutor(THREADS, "review")
         self._pending: deque[tuple[ScoredImage, Future[Looked]]] = deque()
 
@@ -98,17 +96,13 @@ class Reviewer:
             self.pixels += looked.sums[0]
             self.likelihoods += looked.sums[1]
             self.rows[scored.number] = looked._replace(sums=(np.empty(0), np.empty(0)))
-            if looked.quality is not None and self.shown:
-                key = (looked.misplaced is not None, -looked.quality)
-                if len(self._worst) < self.shown or self._worst[0][:2] < (key, scored.number):
-                    heapq.heappush(self._worst, (key, scored.number, small(scored)))
-                if len(self._worst) > self.shown:
-                    heapq.heappop(self._worst)
+            if looked.quality is not None:
+                self._worst.add((looked.misplaced is not None, -looked.quality), scored)
 
     @property
     def pictures(self) -> dict[int, ScoredImage]:
         """The images with the lowest quality, shrunk, by their number."""
-        return {number: scored for _, number, scored in self._worst}
+        return {scored.number: scored for scored in self._worst.images()}
 
 
 def _look(scored: ScoredImage, num_classes: int) -> Looked:

@@ -12,9 +12,9 @@ from setr.data.dataset import Dataset
 from setr.errors import UsageError
 from setr.pages.sweep_page import as_json, write_results_csv, write_sweep
 from setr.processes.launch import place_of
-from setr.reading.files import require_writable, write_json
 from setr.training.named_config import named_config
 from setr.trials import Trial, planned_trials, train_trials
+from setr.writing import require_writable, write_json
 
 
 def sweep(

@@ -15,8 +15,6 @@ from setr.model import SETR
 from setr.predictor import Predictor
 from setr.training.complexity import forward_flops
 
-SHARES = (0.0, 0.3, 0.5, 0.7, 0.9)
-"""Shares of the groups of four patches that are tried by default; 0 is the model as it is."""
 SECONDS = 1.0
 """Each share is timed for at least so long."""
 

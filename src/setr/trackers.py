@@ -24,8 +24,8 @@ import numpy as np
 from setr._extras import import_extra
 from setr.errors import SetrError
 from setr.images import encode_png
-from setr.reading.files import replacing, write_bytes
 from setr.reading.parsed import BROKEN, json_of
+from setr.writing import replacing, write_bytes, write_text
 
 
 class Tracker:
@@ -93,7 +93,7 @@ class JsonLines(Tracker):
                     kept.append(line + "\n")
             except BROKEN:  # truncated line
                 continue
-        write_bytes(self.path, "".join(kept).encode())
+        write_text(self.path, "".join(kept))
 
     def line(self, line: Mapping[str, Any]) -> None:
         """Append."""

@@ -25,13 +25,13 @@ from setr.distributed import say
 from setr.engine import train
 from setr.errors import FAILED, INTERRUPTED, SetrError, UsageError
 from setr.processes.lock import open_locked
-from setr.reading.files import write_bytes, writing
 from setr.reading.parsed import json_of
 from setr.trackers import Builder, Tracker, read_lines
 from setr.training.build import require_buildable
 from setr.training.runfolder import LAST
 from setr.training.settings import changed
 from setr.variations import Variation, name_of, value_text, variations
+from setr.writing import write_errors, write_text
 
 SETTINGS = "settings"
 """Folder of the settings files, one for each trial, in the folder of the sweep."""
@@ -225,7 +225,7 @@ def _claimed(trial: Trial) -> Iterator[bool]:
     """Whether this process may train a trial; no other one then does."""
     lock = trial.settings_file.with_suffix(".lock")
     fd = -1
-    with writing(lock):
+    with write_errors(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(BlockingIOError):
             fd, _ = open_locked(lock, os.O_RDWR, "lockf")
@@ -245,7 +245,7 @@ def _trained(
     trackers: Sequence[Builder],
 ) -> tuple[dict[str, Any] | None, str]:
     """Train one trial, or continue it; its metrics, or why it failed."""
-    write_bytes(trial.settings_file, trial.config.to_yaml().encode())
+    write_text(trial.settings_file, trial.config.to_yaml())
     resume = bool(states(trial.run / LAST))
     begun = (trial.run / "config.yaml").is_file()
     try:

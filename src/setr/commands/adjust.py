@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from setr.arguments.choices import Precision
-from setr.cli import parse, require_at_least, require_default, require_unused
+from setr.commands.parsing import parse, require_at_least, require_default, require_unused
 from setr.commands.shared import Data, Device, Model, Out
 from setr.errors import UsageError
 from setr.pages.tables import figures_table, report_failed

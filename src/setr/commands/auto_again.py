@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from setr.commands.auto_settings import typed_options
+from setr.commands.parsing import typed_options
 from setr.commands.train import parsed
 from setr.config import Config
 from setr.errors import UsageError

@@ -6,15 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from setr.commands.parsing import typed_options
 from setr.commands.train import parsed
 from setr.config import Config
 
 _LENGTH = {"--train.steps", "--train.epochs"}
-
-
-def typed_options(words: Sequence[str]) -> set[str]:
-    """The options among the words of a command line, without values and with hyphens."""
-    return {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("-")}
 
 
 def has_length(settings: Sequence[str]) -> bool:
@@ -39,12 +35,12 @@ def chosen_settings(data: str, out: Path, settings: Sequence[str], *, minutes: f
     from setr.distributed import device
     from setr.doctor import check
     from setr.estimate import resolve_batch_and_steps
-    from setr.reading.files import require_writable
     from setr.training import plan
     from setr.training.build import build_empty, build_info, require_buildable
     from setr.training.normalisation import with_normalisation
     from setr.training.splits import trained_part
     from setr.training.timing import measure
+    from setr.writing import require_writable
 
     typed = typed_options(settings)
     recipe = "finetune" if "--model.pretrained" in typed else "scratch"

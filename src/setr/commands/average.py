@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, replace
 
-from setr.cli import parse, require_unused
+from setr.commands.parsing import parse, require_unused
 from setr.commands.shared import Models, Out
 from setr.errors import OK
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from setr.cli import parse, require_at_least, require_default, require_within
+from setr.commands.parsing import parse, require_at_least, require_default, require_within
 from setr.commands.shared import Model, Words
 from setr.errors import OK, UsageError
 

@@ -16,12 +16,12 @@ import tyro
 
 from setr.arguments.choices import OddSizes, PosInterp
 from setr.arguments.named_values import encoder_arguments
-from setr.cli import as_typed, parse, require_default
+from setr.commands.parsing import as_typed, parse, require_default
 from setr.commands.shared import Out
 from setr.errors import OK, UsageError
 from setr.labels import Labels, known_labels
-from setr.reading.files import require_writable
 from setr.reading.urls import is_url
+from setr.writing import require_writable
 
 if TYPE_CHECKING:
     from setr.model import SETR

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from setr.cli import parse, require_at_least
+from setr.commands.parsing import parse, require_at_least
 from setr.config import Config
 from setr.errors import OK, UsageError
 from setr.pages.tables import figures_table

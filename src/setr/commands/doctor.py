@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.cells import cell_len, set_cell_size
 
-from setr.cli import parse
+from setr.commands.parsing import parse
 from setr.commands.shared import Data, Words
 from setr.data.dataset import Dataset
 from setr.data.pairing import NoSplitError

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from setr.arguments.choices import Absent, Precision
-from setr.cli import parse, require_at_least, require_default
+from setr.commands.parsing import parse, require_at_least, require_default
 from setr.commands.shared import (
     Data,
     Device,
@@ -153,7 +153,7 @@ def _opened(given: Arguments) -> tuple[Predictor, Dataset]:
     from setr.evaluation import image_groups
     from setr.fitting import require_fit
     from setr.loading import load
-    from setr.reading.files import require_writable
+    from setr.writing import require_writable
 
     predictor = load(given.model, device=given.device)
     dataset = open_dataset(given.data, given.split, predictor.info.labels, predictor.info.bands)
@@ -190,13 +190,13 @@ def _out(given: Arguments) -> Path:
 def _write(given: Arguments, metrics: dict[str, Any], dataset: Dataset, gallery: Gallery) -> Path:
     """Write the results so far, in the first process; returns their folder."""
     from setr.distributed import rank
-    from setr.reading.files import write_json
-    from setr.report import write_evaluation
+    from setr.pages.evaluation_page import write_evaluation
+    from setr.writing import make_folder, write_json
 
     out = _out(given)
     if rank() > 0:
         return out
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_json(out / "metrics.json", metrics)
     gallery.write_csv(out / "images.csv")
     write_groups(out / "groups.csv", next(iter(metrics.values())))

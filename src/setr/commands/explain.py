@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from setr.cli import parse, require_at_least, require_file
+from setr.commands.parsing import parse, require_at_least, require_file
 from setr.commands.shared import Device, Model, Out, Words, model_names
 from setr.errors import OK, USAGE, UsageError
 
@@ -197,9 +197,9 @@ def _write(
     from setr.images import encode_png
     from setr.pages import page
     from setr.pages.montage import montage, with_legend
-    from setr.reading.files import write_bytes
+    from setr.writing import make_folder, write_bytes
 
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     picture = montage(figure.rows, width=width)
     parts = [f'<p class="note">{page.escape(figure.note)}</p>']
     if labels:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from setr.arguments.choices import ExportFormat, ExportPrecision
-from setr.cli import parse, require_at_least, require_default
+from setr.commands.parsing import parse, require_at_least, require_default
 from setr.commands.shared import Model, Out
 from setr.errors import OK
 from setr.processes.interrupt import ending_with

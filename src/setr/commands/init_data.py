@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from setr.cli import parse, require_within
+from setr.commands.parsing import parse, require_within
 from setr.data.class_tables import REST
 from setr.data.layouts import BESIDE, is_drafted
 from setr.errors import OK, UsageError

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass, replace
 
 from setr.arguments.choices import Precision
-from setr.cli import parse, require_at_least, require_unused, require_within
+from setr.commands.parsing import parse, require_at_least, require_unused, require_within
 from setr.commands.shared import Data, Device, Model, Out
 from setr.errors import SetrError, UsageError
 from setr.pages.tables import report_failed

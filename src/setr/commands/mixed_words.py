@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 
 from setr.arguments.options import options_of
 from setr.arguments.usage import assigned, flags_of, unknown
-from setr.cli import parse
-from setr.commands.auto_settings import typed_options
+from setr.commands.parsing import parse, typed_options
 from setr.commands.train import Arguments as Training
 from setr.errors import UsageError
 

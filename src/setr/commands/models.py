@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from setr.cli import parse, require_at_least, require_default
+from setr.commands.parsing import parse, require_at_least, require_default
 from setr.errors import OK, UsageError
 
 _UNUSED = {"encoders": ("table2", "size", "classes"), "table2": ("size", "classes")}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from setr.arguments.choices import Precision
-from setr.cli import parse, require_at_least
+from setr.commands.parsing import parse, require_at_least
 from setr.commands.shared import Device, Model, Out, require_apart
 from setr.errors import INTERRUPTED
 from setr.pages.tables import report_failed
@@ -66,7 +66,7 @@ def run(arguments: list[str]) -> int:
     from setr.loading import load
     from setr.picking import pick_images
     from setr.processes.interrupt import Interrupt
-    from setr.reading.files import require_writable
+    from setr.writing import require_writable
 
     predictor = load(given.model, device=given.device)
     model, info = predictor.model, predictor.info
@@ -103,8 +103,8 @@ def _write(
     from setr.pages.gallery import small
     from setr.pages.pick_page import SHOWN, pick_json, write_list, write_picks_csv, write_picks_page
     from setr.picking import margin_uncertainty
-    from setr.reading.files import write_json
-    from setr.scores.groups import ScoredImage
+    from setr.scores.scored_images import ScoredImage
+    from setr.writing import make_folder, write_json
 
     places = {n: os.path.abspath(str(dataset.pairs[n].image)) for n in picks.chosen}
     values = {"model": given.model, "folder": given.folder, **pick_json(picks, places)}
@@ -115,7 +115,7 @@ def _write(
             print(one_line(f"{picks.uncertainty[number]:.3f}  {picks.names[number]}"))
         more = len(picks.chosen) - LISTED
         print(f"{f'and {more} more; ' if more > 0 else ''}{len(picks.chosen)} chosen", flush=True)
-    given.out.mkdir(parents=True, exist_ok=True)
+    make_folder(given.out)
     write_list(given.out / "images.txt", picks, places)
     write_picks_csv(given.out / "images.csv", picks)
     write_json(given.out / "pick.json", values)

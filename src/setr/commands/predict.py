@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from setr.cli import parse, require_at_least, require_default, require_within
+from setr.commands.parsing import parse, require_at_least, require_default, require_within
 from setr.commands.predict_arguments import Arguments
 from setr.commands.shared import mirrored
 from setr.errors import UsageError

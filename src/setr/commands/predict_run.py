@@ -36,6 +36,7 @@ from setr.processes.interrupt import Interrupt, Stopped
 from setr.reading.files import expanded, one_line
 from setr.reading.storage import Storage, result_test
 from setr.scores.submissions import Submission, check_submission
+from setr.writing import make_folder
 
 LATER = ("scales", "flip", "no_flip", "min_confidence", "short_side")
 """Options that enter a run's name only where they are given, so that older names stay valid."""
@@ -250,7 +251,7 @@ def submit(given: Arguments, items: Sequence[Item]) -> int:
     predictor = load(given.model, **_loading(given))
     _tell_of_place(predictor, given.device)
     path = Path(given.out) / f"{given.submit}.zip"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with Submission(given.submit, path, predictor.info.labels) as submission:
         for done, item in enumerate(items, 1):
             result = predictor.predict(read_item(item))

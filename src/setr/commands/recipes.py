@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from setr.arguments.choices import TableNumber
-from setr.cli import parse, require_default
+from setr.commands.parsing import parse, require_default
 from setr.errors import OK
+from setr.paper_results import as_text, collect, paper_lines
 from setr.recipes import list_recipes
-from setr.results import as_text, collect, paper_lines
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from setr.arguments.choices import TableNumber
-from setr.cli import parse
+from setr.commands.parsing import parse
 from setr.errors import OK, SetrError, UsageError
-from setr.reading.files import write_bytes
-from setr.results import as_html, as_markdown, as_text, collect, other_lines, paper_lines
+from setr.paper_results import as_html, as_markdown, as_text, collect, other_lines, paper_lines
+from setr.writing import write_text
 
 _SHORT = ("row", "setting", "paper", "ours", "difference", "recipe", "data", "seeds")
 
@@ -67,7 +67,7 @@ def run(arguments: list[str]) -> int:
     else:
         text = {"markdown": as_markdown, "html": as_html}[given.format](titles)
     if given.output:
-        write_bytes(given.output, (text.rstrip("\n") + "\n").encode())
+        write_text(given.output, text.rstrip("\n") + "\n")
     else:
         print(text)
     return OK

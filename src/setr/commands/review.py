@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from setr.arguments.choices import Precision
-from setr.cli import parse, require_at_least
+from setr.commands.parsing import parse, require_at_least
 from setr.commands.shared import Data, Device, Model, require_apart, results_folder
 from setr.errors import INTERRUPTED
 from setr.pages.tables import report_failed
@@ -58,8 +58,8 @@ def run(arguments: list[str]) -> int:
     from setr.loading import load
     from setr.pages.review_page import SHOWN
     from setr.processes.interrupt import Interrupt
-    from setr.reading.files import require_writable
     from setr.review import review_split
+    from setr.writing import require_writable
 
     predictor = load(given.model, device=given.device)
     model, info = predictor.model, predictor.info
@@ -95,14 +95,14 @@ def _write(given: Arguments, out: Path, review: Review, dataset: Dataset) -> Non
     """Print the result, then write its files."""
     from setr.pages.review_page import write_review
     from setr.pages.review_tables import as_json, review_text, write_csv
-    from setr.reading.files import write_json
+    from setr.writing import make_folder, write_json
 
     classes = dataset.labels.classes
     named = {"model": given.model, "data": given.data, "split": given.split}
     values = named | as_json(review, classes)
     # before writing, which may fail on a full disk
     print(json.dumps(values) if given.json else review_text(review, classes), flush=True)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_json(out / "review.json", values)
     write_csv(out / "images.csv", review)
     title = f"Labels of {dataset.name}, {given.split}, reviewed by {Path(given.model).name}"

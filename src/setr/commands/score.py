@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from setr.arguments.choices import Absent
-from setr.cli import parse, require_at_least
+from setr.commands.parsing import parse, require_at_least
 from setr.pages.group_tables import group_lines
 from setr.pages.tables import figures_table, report_failed
 

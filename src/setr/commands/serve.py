@@ -11,11 +11,12 @@ import tyro
 
 from setr._extras import import_extra
 from setr.arguments.choices import Precision
-from setr.cli import parse, require_at_least, require_within
+from setr.commands.parsing import parse, require_at_least, require_within
 from setr.commands.shared import Device, Models, Words
 from setr.errors import OK, UsageError
 from setr.serve.limits import LONGEST, Limits
 
+MEGABYTE = 1 << 20
 LEAST = 0.001
 """Lower limit of options in seconds or megabytes that must be positive."""
 
@@ -45,19 +46,19 @@ class Arguments:
     device: Device = "auto"
     precision: Precision = "auto"
     """Of the forward pass."""
-    batch: int = 8
+    batch: int = Limits.batch
     """Images of one size that run together."""
-    wait_ms: float = 5.0
+    wait_ms: float = 1000 * Limits.wait
     """How long an image waits for others of its size while the model is idle."""
-    queue: int = 64
+    queue: int = Limits.queue
     """Requests inside at once; more are refused with 429."""
-    deadline: float = 60.0
+    deadline: float = Limits.deadline
     """Seconds from a request's first byte to its answer."""
-    max_mb: float = 32.0
+    max_mb: float = Limits.max_bytes / MEGABYTE
     """Largest body in megabytes."""
-    max_pixels: int = 50_000_000
+    max_pixels: int = Limits.max_pixels
     """Larger images are refused from their header."""
-    max_patches: int = 20_000
+    max_patches: int = Limits.max_patches
     """Most patches in one pass of a transformer; attention costs their square. An image seen
     whole has at most 4.19 million pixels, too."""
     window: int | None = None
@@ -65,7 +66,7 @@ class Arguments:
     short_side: int | None = None
     """Scale images to this short side in pixels first, in place of the protocol's; masks keep the
     size of the image."""
-    drain: float = 60.0
+    drain: float = Limits.drain
     """Seconds that running requests get after SIGTERM."""
     quiet: bool = False
     """No access log."""
@@ -89,7 +90,7 @@ def run(arguments: list[str]) -> int:
     from setr.serve.server import listen, serve
 
     limits = Limits(
-        max_bytes=int(given.max_mb * (1 << 20)),
+        max_bytes=int(given.max_mb * MEGABYTE),
         max_pixels=given.max_pixels,
         max_patches=given.max_patches,
         queue=given.queue,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from setr.arguments.choices import ShardForm
-from setr.cli import parse, require_at_least
+from setr.commands.parsing import parse, require_at_least
 from setr.commands.shared import Data
 from setr.errors import OK, UsageError
 
@@ -56,7 +56,7 @@ def run(arguments: list[str]) -> int:
     from setr.doctor import check
     from setr.processes.lock import ScratchFolder
     from setr.processes.progress import counting
-    from setr.reading.files import json_bytes, require_writable, writing
+    from setr.writing import json_bytes, require_writable, write_errors
 
     _require_none(given)
     require_writable(given.out, "OUT")
@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> int:
     for dataset in opened:
         check(dataset, progress=counting(f"check {dataset.split}")).raise_problems()
     bands = opened[0].bands.to_dict() if opened[0].bands else {}  # of one data.yaml
-    with writing(given.out):
+    with write_errors(given.out):
         given.out.mkdir(parents=True, exist_ok=True)
         with ScratchFolder(given.out, ".packing-") as scratch:
             entries = {

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import tyro
 
 from setr.arguments.options import Option, options_of
-from setr.commands.auto_settings import typed_options
 from setr.commands.mixed_words import parse_mixed
+from setr.commands.parsing import typed_options
 from setr.commands.train import parsed
 from setr.config import Config
 from setr.errors import FAILED, OK, UsageError

@@ -14,7 +14,7 @@ import tyro
 
 from setr.arguments.options import options_of
 from setr.arguments.usage import assigned
-from setr.cli import parse
+from setr.commands.parsing import parse, typed_options
 from setr.config import Config
 from setr.errors import OK, SetrError, UsageError
 from setr.pages.tables import figures_table
@@ -98,7 +98,7 @@ def _split(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 def _without_length(config: Config, words: list[str]) -> Config:
     """The settings with their steps reset where epochs are typed, and the other way round."""
-    typed = {word.partition("=")[0] for word in words}
+    typed = typed_options(words)
     lengths = {"train.steps": 1, "train.epochs": 1.0}
     given = {name: length for name, length in lengths.items() if f"--{name}" in typed}
     if len(given) != 1 or {"-h", "--help"} & typed:  # none, or both, which the settings refuse

@@ -219,26 +219,7 @@ def labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
     classes = values.get(key)
     if classes is None:
         return None
-    if not isinstance(classes, list | dict) or not classes:
-        raise UsageError(f"{path}: '{key}' must list the class names")
-    named = classes.values() if key == "names" and isinstance(classes, dict) else classes
-    if "ignore" in named:
-        raise UsageError(
-            f"{path}: '{key}' lists 'ignore', which marks pixels to leave out and cannot be a "
-            "class; list only the other classes, and map this id to 'ignore' in label_map:"
-        )
-    pairs = classes.items() if isinstance(classes, dict) and key == "classes" else ()
-    if pairs and all(type(i) is int and isinstance(value, str) for i, value in pairs):
-        raise UsageError(
-            f"{path}: 'classes' has numbers for names of colours; give names by id, as "
-            "{0: road}, or names with colours, as {road: '#804080'}"
-        )
-    for name in named:
-        if not isinstance(name, str | int | float):
-            raise UsageError(
-                f"{path}: '{key}' has {name!r} where a name should be; give names, or names with "
-                "colours, as {road: [128, 64, 128]}; write a name such as null in quotes"
-            )
+    _require_names(path, key, classes)
     if key == "names" and isinstance(classes, dict):
         if set(classes) != set(range(len(classes))):
             raise UsageError(
@@ -264,6 +245,30 @@ def labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
         )
     except SetrError as error:
         raise UsageError(f"{path}: {error}") from None
+
+
+def _require_names(path: Path, key: str, classes: Any) -> None:
+    """Refuse classes that are no list of names, no names by id, and no names with colours."""
+    if not isinstance(classes, list | dict) or not classes:
+        raise UsageError(f"{path}: '{key}' must list the class names")
+    named = classes.values() if key == "names" and isinstance(classes, dict) else classes
+    if "ignore" in named:
+        raise UsageError(
+            f"{path}: '{key}' lists 'ignore', which marks pixels to leave out and cannot be a "
+            "class; list only the other classes, and map this id to 'ignore' in label_map:"
+        )
+    pairs = classes.items() if isinstance(classes, dict) and key == "classes" else ()
+    if pairs and all(type(i) is int and isinstance(value, str) for i, value in pairs):
+        raise UsageError(
+            f"{path}: 'classes' has numbers for names of colours; give names by id, as "
+            "{0: road}, or names with colours, as {road: '#804080'}"
+        )
+    for name in named:
+        if not isinstance(name, str | int | float):
+            raise UsageError(
+                f"{path}: '{key}' has {name!r} where a name should be; give names, or names with "
+                "colours, as {road: [128, 64, 128]}; write a name such as null in quotes"
+            )
 
 
 def _refuse_ambiguous(path: Path, key: str, mapping: Any, classes: list[str]) -> None:

@@ -42,7 +42,6 @@ _SAY_WHICH = (
     "say which files belong together, with * for what is equal in both names: "
     "--images 'IMAGE_FOLDER/*' --masks 'MASK_FOLDER/*_mask', or '*_{class}' for a mask per class"
 )
-"""Folder for drawn masks."""
 SHOWN = 6
 """Folders that are named in a message."""
 TASK = r"task-\d+-annotation-"

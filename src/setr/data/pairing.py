@@ -96,7 +96,7 @@ def pair_folders(root: Path, images: str, masks: str, labels: str | None) -> Spl
     pairs = [f"{masks}/{masks_of.pop(stem)}" for stem in stems]
     notes: tuple[str, ...] = ()
     if masks_of:
-        shown = ", ".join(sorted(masks_of.values())[:5])
+        shown = first_few(sorted(masks_of.values()), 5)
         notes = (f"{root / masks}: {len(masks_of)} masks have no image: {shown}",)
     return SplitFiles(root, [f"{images}/{name}" for name in files], pairs, labels, notes, images)
 
@@ -160,9 +160,7 @@ def select_listed(files: SplitFiles, listed: Path) -> SplitFiles:
         else:
             unknown.append(name)
     if unknown:
-        raise DataError(
-            f"{listed}: {len(unknown)} entries have no image: {', '.join(unknown[:10])}"
-        )
+        raise DataError(f"{listed}: {len(unknown)} entries have no image: {first_few(unknown, 10)}")
     kept = [files.images[i] for i in keep]
     refuse_doubles(listed, kept)
     return files._replace(images=kept, masks=[files.masks[i] for i in keep])

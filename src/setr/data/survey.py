@@ -41,9 +41,9 @@ from setr.data.survey_rows import (
 from setr.errors import SetrError
 from setr.labels import IGNORE
 from setr.processes.quota import cpus
-from setr.reading.files import cache_folder
 from setr.reading.masks import is_in_alpha
 from setr.reading.pillow import file_bytes
+from setr.writing import cache_folder
 
 VERSION = 5
 _CHUNK = 2048  # pairs submitted to the threads at a time

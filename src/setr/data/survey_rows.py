@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from setr.errors import SetrError
-from setr.reading.files import write_bytes
+from setr.writing import write_bytes
 
 FULL, ROTATED, ALL_IGNORED, BINARY, ALPHA, DARK = 1, 2, 4, 8, 16, 32
 """Flags of a pair: image decoded, too; EXIF rotation; all pixels ignored; only ids 0 and 255; mask

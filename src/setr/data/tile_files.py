@@ -13,11 +13,11 @@ import numpy as np
 from setr.data.tile_draft import Window
 from setr.errors import SetrError
 from setr.reading.decode import orientation
-from setr.reading.files import cannot_write, write_bytes
 from setr.reading.gdal import GdalFile, gdal_reason, import_gdal
 from setr.reading.lazy_image import bounds
 from setr.reading.masks import ColourMaskError, read_mask, read_palette
 from setr.reading.pillow import MAX_PIXELS, opened
+from setr.writing import cannot_write, write_bytes
 
 
 class TiffMask:

@@ -20,11 +20,10 @@ from setr.data.tile_files import box_of, is_blank, is_turned, mask_to_cut, write
 from setr.errors import DataError, SetrError, UsageError
 from setr.processes.lock import lock_file
 from setr.processes.progress import Progress
-from setr.reading.files import cannot_write, write_rows, writing
 from setr.reading.gdal import GdalFile, gdal_driver, import_gdal
 from setr.reading.made_folders import TILE_TABLE, TILES, has_tiles
+from setr.writing import cannot_write, write_errors, write_rows
 
-"""Folder for the tiles."""
 SMALLEST = 64
 """Smallest side of tiles in pixels."""
 _PART = f".{TILES}.part"
@@ -74,7 +73,7 @@ class TileFolder:
         self.tiles: list[Tile] = []
         self.without_data = 0
         self._remove(self.root / _PART)
-        with writing(self.root / _PART):
+        with write_errors(self.root / _PART):
             (self.root / _PART).mkdir()
 
     def __enter__(self) -> TileFolder:

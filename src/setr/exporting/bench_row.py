@@ -23,7 +23,7 @@ from setr.loading import load
 from setr.predictor import Predictor
 from setr.processes.machine import peak_bytes
 from setr.protocols import Protocol
-from setr.scores.groups import ScoredImage
+from setr.scores.scored_images import ScoredImage
 
 MIN_RUNS = 5
 NUM_SCENES = 4

@@ -21,8 +21,8 @@ from setr.images import encode_png
 from setr.outlines.drawing import Drawn, Rules
 from setr.outlines.index import AnnotatedImage
 from setr.outlines.mask_files import MaskFile, Segments
-from setr.reading.files import write_bytes, writing
 from setr.reading.made_folders import DRAWN
+from setr.writing import make_folder, write_bytes
 
 VERSION = 2
 """Of how masks are drawn."""
@@ -98,8 +98,7 @@ class MaskStore:
             SetrError: it cannot be written.
         """
         path = self.hidden / f"{name}.png"
-        with writing(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_bytes(path, encode_png(drawn.mask, palette=palette))
         return counts_of(drawn.mask, drawn.overlaps)
 

@@ -12,9 +12,9 @@ import numpy as np
 from setr.distributed import gather
 from setr.pages.montage import shrunk
 from setr.pages.page import WIDTH
-from setr.reading.files import write_rows
-from setr.scores.groups import ScoredImage
 from setr.scores.intervals import paired_difference
+from setr.scores.scored_images import ScoredImage
+from setr.writing import write_rows
 
 
 class Gallery:
@@ -27,56 +27,68 @@ class Gallery:
     """
 
     def __init__(self, shown: int = 6) -> None:
-        self.shown = shown
         self.rows: dict[int, tuple[str, float | None, float | None]] = {}
-        self._worst: list[tuple[float, int, ScoredImage]] = []
-        self._best: list[tuple[float, int, ScoredImage]] = []
+        self._worst, self._best = Extremes(shown), Extremes(shown)
 
     def __call__(self, tested: ScoredImage) -> None:
         """Add an image."""
         miou = tested.figures["miou"]
         self.rows[tested.number] = (tested.name, miou, tested.figures["pixel_accuracy"])
-        if miou is None or not self.shown:
-            return
-        for heap, key in ((self._worst, -miou), (self._best, miou)):
-            if len(heap) < self.shown or heap[0][:2] < (key, tested.number):
-                self._keep(heap, (key, tested.number, small(tested)))
-
-    def _keep(
-        self, heap: list[tuple[float, int, ScoredImage]], item: tuple[float, int, ScoredImage]
-    ) -> None:
-        heapq.heappush(heap, item)
-        if len(heap) > self.shown:
-            heapq.heappop(heap)
+        if miou is not None:
+            self._worst.add(-miou, tested)
+            self._best.add(miou, tested)
 
     def gather(self) -> None:
         """Add what the other processes of a distributed evaluation collected."""
         parts = gather((self.rows, self._worst, self._best))
         if len(parts) == 1:
             return
-        self._worst, self._best = [], []
+        self._worst, self._best = (Extremes(own.count) for own in (self._worst, self._best))
         for rows, worst, best in parts:
             self.rows.update(rows)
-            for heap, items in ((self._worst, worst), (self._best, best)):
-                for item in items:
-                    self._keep(heap, item)
+            for own, other in ((self._worst, worst), (self._best, best)):
+                for key, _, tested in other.kept:
+                    own.add(key, tested)
 
     @property
     def worst(self) -> list[ScoredImage]:
         """Images with the lowest mIoU, lowest first."""
-        return [item[2] for item in sorted(self._worst, key=lambda item: -item[0])]
+        return self._worst.images()
 
     @property
     def best(self) -> list[ScoredImage]:
         """Images with the highest mIoU, highest first, without those among the worst."""
         taken = {tested.number for tested in self.worst}
-        ordered = sorted(self._best, key=lambda item: -item[0])
-        return [item[2] for item in ordered if item[1] not in taken]
+        return [tested for tested in self._best.images() if tested.number not in taken]
 
     def write_csv(self, path: Path) -> None:
         """Write `image,miou,pixel_accuracy`, a line per image; empty where no pixel counts."""
         rows = [row for _, row in sorted(self.rows.items())]
         write_rows(path, [("image", "miou", "pixel_accuracy"), *rows])
+
+
+class Extremes:
+    """Keeps the images with the largest keys, shrunk as for a page.
+
+    Args:
+        count: how many.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.kept: list[tuple[Any, int, ScoredImage]] = []  # a heap of keys, numbers and images
+
+    def add(self, key: Any, tested: ScoredImage) -> None:
+        """Keep an image if its key is among the largest so far."""
+        if self.count and (len(self.kept) < self.count or self.kept[0][:2] < (key, tested.number)):
+            heapq.heappush(self.kept, (key, tested.number, small(tested)))
+        if len(self.kept) > self.count:
+            heapq.heappop(self.kept)
+
+    def images(self) -> list[ScoredImage]:
+        """Those that are kept, by their keys, the largest first."""
+        ordered = sorted(self.kept, key=lambda item: item[0], reverse=True)
+        return [tested for *_, tested in ordered]
 
 
 def small(tested: ScoredImage) -> ScoredImage:

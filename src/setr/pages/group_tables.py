@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
 from setr.pages.tables import difference_text
-from setr.reading.files import write_bytes
+from setr.writing import write_rows
 
 _KEYS = ("dice", "iou")
 """Figures by class."""
@@ -65,11 +63,10 @@ def write_groups(path: Path, figures: dict[str, Any]) -> None:
         path.unlink(missing_ok=True)
         return
     groups = figures["groups"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     columns = [(key, name) for key in _KEYS for name in groups[key]]
-    writer.writerow(["group", "images", "miou", *(f"{key} {name}" for key, name in columns)])
-    for group, row in groups["each"].items():
-        values = [row["miou"], *(row[key][name] for key, name in columns)]
-        writer.writerow([group, row["images"], *("" if v is None else v for v in values)])
-    write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    head = ("group", "images", "miou", *(f"{key} {name}" for key, name in columns))
+    rows = (
+        (group, row["images"], row["miou"], *(row[key][name] for key, name in columns))
+        for group, row in groups["each"].items()
+    )
+    write_rows(path, [head, *rows])

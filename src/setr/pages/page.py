@@ -19,7 +19,8 @@ from PIL import Image
 from setr.images import encode_png
 from setr.labels import IGNORE, Labels
 from setr.pages.montage import shrunk
-from setr.reading.files import printable, write_bytes
+from setr.reading.files import printable
+from setr.writing import write_bytes
 
 WIDTH = 520
 """Pictures are embedded at most this wide, in pixels."""

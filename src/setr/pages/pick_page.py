@@ -11,8 +11,8 @@ import numpy as np
 from setr.labels import Labels
 from setr.pages.page import escape, figure, heat, heat_scale, legend, tiles, write_page
 from setr.picking import Picks
-from setr.reading.files import write_rows, write_text
-from setr.scores.groups import ScoredImage
+from setr.scores.scored_images import ScoredImage
+from setr.writing import write_rows, write_text
 
 SHOWN = 12
 """Chosen images shown with pictures."""

@@ -23,7 +23,7 @@ from setr.pages.page import (
 )
 from setr.pages.review_tables import confused, problems
 from setr.review import Review
-from setr.scores.groups import ScoredImage
+from setr.scores.scored_images import ScoredImage
 from setr.scores.suspects import Suspect
 
 SHOWN = 24

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from setr.reading.files import one_line, write_rows
+from setr.reading.files import one_line
 from setr.review import Review
 from setr.scores.suspects import Suspect
+from setr.writing import write_rows
 
 LISTED = 10
 """Labels shown in the terminal, and pairs of classes."""

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from setr.labels import Labels
+from setr.pages.evaluation_page import class_table, errors_legend, pictures
 from setr.pages.loss_curves import loss_curves
 from setr.pages.page import percent, tiles, write_page
 from setr.pages.tables import by_protocol
-from setr.report import class_table, errors_legend, pictures
 
 
 class Shown(NamedTuple):

@@ -11,9 +11,10 @@ from rich.cells import cell_len, set_cell_size
 
 from setr.pages.charts import svg
 from setr.pages.page import escape, table, tiles, write_page
-from setr.reading.files import one_line, write_rows
+from setr.reading.files import one_line
 from setr.trials import Compared, Trial, compared
 from setr.variations import LOGARITHMIC, short, value_text
+from setr.writing import write_rows
 
 WIDTH, HEIGHT, LEFT, TOP = 640, 170, 48, 14
 

@@ -24,8 +24,8 @@ from setr.prediction.live import open_video
 from setr.prediction.outputs import with_ending, write
 from setr.prediction.video import VideoWriter
 from setr.predictor import Predictor
-from setr.reading.files import part_of, writing
 from setr.result import Result
+from setr.writing import part_of, write_errors
 
 FILMS: dict[str, tuple[str, Callable[..., np.ndarray]]] = {
     "overlay": ("_overlay.mp4", Result.overlay),
@@ -141,7 +141,7 @@ class _FrameFiles:
             return
         try:
             if kind is None and self.kinds:
-                with writing(self.folder):
+                with write_errors(self.folder):
                     self._publish()
         finally:
             shutil.rmtree(self._part, ignore_errors=True)

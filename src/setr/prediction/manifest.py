@@ -22,9 +22,10 @@ from typing import Any
 from setr._extras import import_extra
 from setr.errors import SetrError, UsageError
 from setr.processes import lock
-from setr.reading.files import cannot_write, printable, writing
+from setr.reading.files import printable
 from setr.reading.parsed import json_of
 from setr.reading.storage import Storage, read_range
+from setr.writing import cannot_write, make_folder, write_errors
 
 Row = dict[str, Any]
 PART_ROWS, PART_SECONDS = 500, 30.0
@@ -56,7 +57,7 @@ class Manifest:
         self._since = time.monotonic()
         self._fd = -1
         if not storage.remote:
-            Path(storage.root).mkdir(parents=True, exist_ok=True)
+            make_folder(Path(storage.root))
             self._open()
         self.dropped = self._load(settled)
         self._part = len(self._parts())
@@ -112,7 +113,7 @@ class Manifest:
             raise cannot_write(path, error) from None
 
     def _write(self, data: bytes) -> None:
-        with writing(self.storage.path(self.file)):
+        with write_errors(self.storage.path(self.file)):
             while data:
                 data = data[os.write(self._fd, data) :]
 

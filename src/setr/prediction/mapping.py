@@ -24,7 +24,8 @@ from setr.prediction.kinds import KINDS
 from setr.prediction.rasters import RASTER_KINDS, Raster, RasterWriter
 from setr.prediction.shares import share_table, unlabel
 from setr.predictor import Predictor
-from setr.reading.files import printable, write_bytes
+from setr.reading.files import printable
+from setr.writing import write_bytes
 
 BLOCK_KINDS = {**RASTER_KINDS, "share": KINDS["share"]}
 """Kinds of output that need no whole raster in memory, with the ending of the file name."""

@@ -18,8 +18,8 @@ from setr.bands import Bands, Range, as_bytes, fitting_ranges
 from setr.errors import SetrError, UsageError
 from setr.labels import IGNORE, Labels
 from setr.prediction.ground import Georeference
-from setr.reading.files import part_of, writing
 from setr.reading.gdal import CACHE_BYTES, GdalFile, gdal_reason, import_gdal
+from setr.writing import make_folder, part_of
 
 RASTER_KINDS = {"mask": ".tif", "confidence": "_confidence.tif"}
 """Kinds of output that are rasters where the input is one, with the ending of the file name."""
@@ -151,8 +151,7 @@ class RasterWriter:
         self._labels = labels
 
     def __enter__(self) -> RasterWriter:
-        with writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         self._env = self._gdal.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_PAM_ENABLED=False)
         self._env.__enter__()
         try:

@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 
 from setr.errors import SetrError
-from setr.reading.files import part_of, writing
 from setr.reading.urls import is_url, split_url, without_password
+from setr.writing import make_folder, part_of
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what is wrong is told in one line
 
@@ -179,8 +179,7 @@ class VideoWriter:
         self._last: np.ndarray | None = None
 
     def __enter__(self) -> VideoWriter:
-        with writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         return self
 
     def add(self, picture: np.ndarray, place: int | None = None) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from setr.errors import SetrError, UsageError, first_line
-from setr.reading.files import cannot_write, write_bytes
+from setr.writing import cannot_write, write_bytes
 
 Identity = str | tuple[int, int]
 """What `identity` returns: a URL, or device and inode number of a file."""

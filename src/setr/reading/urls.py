@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from setr.errors import SetrError, UsageError
-from setr.reading.files import replacing
+from setr.writing import replacing
 
 MAX_BYTES = 100 << 20
 """Larger files are refused."""

@@ -36,7 +36,7 @@ from setr.layers.mask_transformer import MaskTransformer
 from setr.model import SETR
 from setr.model_info import ModelInfo
 from setr.processes.progress import Progress
-from setr.scores.groups import fitting
+from setr.scores.scored_images import fitting
 
 ADJUSTED = "logits adjusted on"
 """Key in a model card's metrics under which the split is named."""

@@ -23,7 +23,7 @@ from setr.arguments.choices import ServerName
 from setr.errors import SetrError, UsageError
 from setr.images import encode_png
 from setr.labels import IGNORE, Labels, known_labels
-from setr.reading.files import writing
+from setr.writing import write_errors
 
 _NAMES = {
     "cityscapes": (re.compile(r"[a-z-]+_\d{6}_\d{6}"), "CITY_000000_000019_leftImg8bit.png"),
@@ -59,7 +59,7 @@ class Submission:
         self._part = path.with_name(f".{uuid.uuid4().hex}.part")
 
     def __enter__(self) -> Submission:
-        with writing(self.path):
+        with write_errors(self.path):
             self._zip = zipfile.ZipFile(self._part, "w", zipfile.ZIP_STORED)
         return self
 
@@ -67,7 +67,7 @@ class Submission:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         try:
-            with writing(self.path):
+            with write_errors(self.path):
                 self._zip.close()
                 if kind is None and self.names:
                     os.replace(self._part, self.path)
@@ -102,7 +102,7 @@ class Submission:
         if prediction.size and prediction.max() >= len(self.raw_ids):
             raise SetrError(f"{image}: predicted id {prediction.max()} is not a class")
         member = zipfile.ZipInfo(f"{stem}.png", _STAMP)
-        with writing(self.path):
+        with write_errors(self.path):
             self._zip.writestr(member, encode_png(self.raw_ids[prediction]))
         self.names.add(matched[0])
 

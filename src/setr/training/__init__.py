@@ -1,1 +1,1 @@
-"""Parts of the training loop that `engine.py` puts together."""
+"""Parts of the training loop that `run.py` puts together."""

@@ -41,10 +41,10 @@ from setr.labels import IGNORE
 from setr.model import SETR
 from setr.processes.lock import ScratchFolder
 from setr.processes.progress import Progress
-from setr.reading.files import cache_folder
 from setr.training.build import build_info
 from setr.training.facts import weights_digest
 from setr.transforms import PAD_COLOUR, fill_colour, flipped
+from setr.writing import cache_folder
 
 VERSION = 3
 _HEAD_ARGUMENTS = frozenset(

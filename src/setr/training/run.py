@@ -28,7 +28,6 @@ from setr.layers.precision import autocast_dtype, precision_name
 from setr.processes.interrupt import Interrupt, Stopped, ending_with
 from setr.processes.progress import Progress
 from setr.provenance import provenance
-from setr.reading.files import write_json
 from setr.training.best import Best, Guard, UntestedError
 from setr.training.build import build_model, without_weights
 from setr.training.complexity import parameter_counts
@@ -46,6 +45,7 @@ from setr.training.snapshot import restore, snapshot
 from setr.training.sources import open_source
 from setr.training.telemetry import Telemetry
 from setr.training.updates import Updates
+from setr.writing import write_json
 
 
 class Run:

@@ -24,15 +24,15 @@ from setr.distributed import any_of, on_first, say, together
 from setr.errors import SetrError, UsageError
 from setr.processes.launch import restarted
 from setr.processes.lock import Lock
-from setr.reading.files import require_writable, write_bytes, writing
 from setr.trackers import Builder, Tracker, open_trackers, require
+from setr.writing import require_writable, write_errors, write_text
 
 LAST = "last"
 _SETTINGS, _FIGURES = "config.yaml", "metrics.json"
 _MODEL = ("model.safetensors", "config.json", "README.md")
 _EXTRAS = ("trace.json", "report.html")  # of the profiler, of `setr demo`
-TEST_FILES = ("metrics.json", "images.csv", "report.html")
-"""Files that `setr eval` writes to eval-SPLIT/."""
+_TEST_FILES = ("metrics.json", "review.json", "images.csv", "groups.csv", "report.html")
+"""Files that `setr eval` writes to eval-SPLIT/, and `setr review` to review-SPLIT/."""
 
 
 class RunFolder:
@@ -91,7 +91,7 @@ class RunFolder:
         on_first(lambda: self._open(config))
 
     def _open(self, config: Config) -> None:
-        with writing(self.out):
+        with write_errors(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
             self.lock.take()
             if self.new:  # another run may have used it during the data check
@@ -107,7 +107,7 @@ class RunFolder:
             for name in old:
                 (self.out / name).unlink(missing_ok=True)
             # written first, so that an unfinished folder is recognised as a run
-            write_bytes(self.out / _SETTINGS, config.to_yaml().encode())
+            write_text(self.out / _SETTINGS, config.to_yaml())
             step = self.state.step if self.state else 0
             tested = self.state.values.get("tested") if self.state else None
             self.trackers = open_trackers(
@@ -115,9 +115,9 @@ class RunFolder:
             )
 
     def _remove_tests(self) -> None:
-        """Remove the results of `setr eval` for a model that has been replaced."""
-        for folder in self.out.glob("eval-*/"):
-            for name in TEST_FILES:
+        """Remove what `setr eval` and `setr review` found with a model that has been replaced."""
+        for folder in (*self.out.glob("eval-*/"), *self.out.glob("review-*/")):
+            for name in _TEST_FILES:
                 (folder / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # it contains other files
                 folder.rmdir()

@@ -9,7 +9,7 @@ import numpy as np
 from setr.bands import as_rgb
 from setr.labels import Labels
 from setr.pages.montage import WIDTH, Panel, montage, shrunk, with_legend
-from setr.scores.groups import ScoredImage
+from setr.scores.scored_images import ScoredImage
 
 
 class Samples:

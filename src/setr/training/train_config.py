@@ -11,10 +11,14 @@ from typing import Literal
 
 from setr.arguments.choices import LossKind, Precision, Sharding
 from setr.arguments.typed import check_fields
-from setr.errors import check_setting
+from setr.errors import check_rules, check_setting
 from setr.training.weighting import named_weights
 
 _STEPS = 80_000
+
+
+def _is_from_0(value: float) -> bool:
+    return 0 <= value < math.inf
 
 
 @dataclass(frozen=True)
@@ -105,25 +109,25 @@ class TrainConfig:
         check_setting(
             self.steps > 0 or self.epochs > 0, f"{both}: give at least one step, or epochs"
         )
-        for name in ("batch_size", "save_every", "log_every", "keep_states"):
-            value = getattr(self, name)
-            check_setting(value > 0, f"train.{name} {value}: give at least 1")
-        for name in ("aux_weight", "eval_every", "patience", "samples"):
-            value = getattr(self, name)
-            check_setting(0 <= value < math.inf, f"train.{name} {value}: give 0 or more")
+        check_rules(
+            self,
+            "train.",
+            ("batch_size save_every log_every keep_states", lambda v: v > 0, "give at least 1"),
+            ("aux_weight eval_every patience samples", _is_from_0, "give 0 or more"),
+            ("ema", lambda v: 0 <= v < 1, "give 0 to below 1"),
+            ("seed", lambda v: 0 <= v < 2**64, "give 0 to 2^64 - 1"),
+            ("profile", lambda v: v >= 0, "give steps, or 0 for none"),
+        )
         check_setting(
             self.accumulate > 0 and self.batch_size % self.accumulate == 0,
             f"train.accumulate {self.accumulate}: must divide train.batch_size {self.batch_size}",
         )
-        check_setting(0 <= self.ema < 1, f"train.ema {self.ema}: give 0 to below 1")
-        check_setting(0 <= self.seed < 2**64, f"train.seed {self.seed}: give 0 to 2^64 - 1")
         check_setting(
             not self.patience or self.eval_every > 0,
             f"train.patience {self.patience}: counts evaluations; give the steps between them with "
             "train.eval_every",
         )
         named_weights(self.class_weights)
-        check_setting(self.profile >= 0, f"train.profile {self.profile}: give steps, or 0 for none")
         unknown = [name for name in self.trackers if name not in ("tensorboard", "wandb")]
         check_setting(
             not unknown, f"train.log {self.log}: give tensorboard, wandb or tensorboard,wandb"
@@ -174,13 +178,13 @@ class OptimConfig:
         check_setting(
             0 < self.lr < math.inf, f"optim.lr {self.lr:g}: give a positive learning rate"
         )
-        check_setting(
-            0 < self.layer_decay <= 1, f"optim.layer_decay {self.layer_decay}: give 0 < d <= 1"
+        check_rules(
+            self,
+            "optim.",
+            ("layer_decay", lambda v: 0 < v <= 1, "give 0 < d <= 1"),
+            ("min_lr", lambda v: 0 <= v <= self.lr, f"give 0 to lr {self.lr}"),
+            ("momentum", lambda v: 0 <= v < 1, "give 0 to below 1"),
         )
-        check_setting(
-            0 <= self.min_lr <= self.lr, f"optim.min_lr {self.min_lr}: give 0 to lr {self.lr}"
-        )
-        check_setting(0 <= self.momentum < 1, f"optim.momentum {self.momentum}: give 0 to below 1")
         check_setting(
             self.name == "sgd" or self.momentum == OptimConfig.momentum,
             f"optim.momentum {self.momentum}: is for sgd and has no effect with optim.name "
@@ -194,7 +198,7 @@ class OptimConfig:
         for name in ("head_lr_factor", "neck_lr_factor", "weight_decay", "power", "warmup_steps",
                      "clip_grad"):  # fmt: skip
             value = getattr(self, name)
-            check_setting(0 <= value < math.inf, f"optim.{name} {value:g}: give 0 or more")
+            check_setting(_is_from_0(value), f"optim.{name} {value:g}: give 0 or more")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The HTML report of an evaluation: figures, charts, predictions and labels."""
+"""The page of `setr eval`: figures, charts, predictions and labels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from setr.pages.page import (
     write_page,
 )
 from setr.pages.tables import by_protocol, difference_text
-from setr.scores.groups import ScoredImage
+from setr.scores.scored_images import ScoredImage
 
 CONFUSIONS = 8
 """Number of pairs of classes listed."""
