@@ -197,6 +197,8 @@ ORDER = (
         "weight_files.eomt",
         "weight_files.beit_layouts",
         "weight_files.dialects",
+        "weight_files.recorded_text",
+        "weight_files.recorded_form",
     ),
     *(
         "weight_files.architecture",

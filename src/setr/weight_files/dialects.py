@@ -38,9 +38,15 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
     """Recognise the layout of a checkpoint and rename its tensors to our names.
 
     Raises:
-        SetrError: unknown layout, or tensors that contradict it.
+        SetrError: unknown layout, tensors that contradict it, several models, or unmerged LoRA.
     """
-    tensors = {_WRAPPER_PREFIXES.sub("", name): value for name, value in given.items()}
+    bare = {_DATA_PARALLEL.sub("", _WRAPPERS.sub("", name)): v for name, v in given.items()}
+    tensors = _own_model(bare, source)
+    if lora := next((name for name in tensors if re.search(_LORA, name)), None):
+        raise SetrError(
+            f"{source}: has LoRA layers of PEFT ({lora}); merge them into the weights: "
+            "torch.save(model.merge_and_unload().state_dict(), FILE)"
+        )
     for marker, convert in _DIALECTS:
         if any(re.match(marker, name) for name in tensors):
             try:
@@ -66,10 +72,31 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
 
 WRAPPED = 0.9
 """Share of a checkpoint's tensors whose names begin with the name of a wrapping module."""
-_WRAPPER_PREFIXES = re.compile(
-    r"^(module\.|model\.(?=(encoder\.(vit|net)|neck|decoder|aux_heads)\.))+|_orig_mod\."
+_WRAPPERS = re.compile(
+    r"(?<![^.])(_orig_mod|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
-"""Prefixes added by DataParallel and similar wrappers, Lightning modules and torch.compile."""
+"""Names that torch.compile, Lightning's Fabric, FSDP and recomputed blocks add, anywhere."""
+_DATA_PARALLEL = re.compile(r"^(module\.)+")
+"""Names that DataParallel and averages of weights add in front."""
+_LORA = r"\.(base_layer|lora_[AB]|lora_magnitude_vector)\."
+"""Names of PEFT's layers."""
+
+
+def _own_model(tensors: Tensors, source: str) -> Tensors:
+    """The tensors without the names of the modules around a model of this toolkit.
+
+    Raises:
+        SetrError: there are several models, such as one and the average of its weights.
+    """
+    found = (re.match(r"(.*?)(?<![^.])encoder\.(vit|net)\.", name) for name in tensors)
+    starts = sorted({match[1] for match in found if match})
+    if len(starts) > 1:
+        names = " and ".join(f"'{start}'" for start in starts)
+        raise SetrError(
+            f"{source}: holds several models, whose names begin with {names}; save the tensors of "
+            "the one you mean"
+        )
+    return {name.removeprefix("".join(starts)): value for name, value in tensors.items()}
 
 
 def _without_wrapper(tensors: Tensors) -> Tensors | None:

@@ -141,7 +141,9 @@ def _joined(
     inner = layout({m[1]: tensors[name] for name, m in found.items() if m})
     renamed, rest = rename({n: v for n, v in tensors.items() if not found[n]}, heads)
     vit = {f"encoder.vit.{name}": value for name, value in inner.tensors.items()}
-    unexpected = inner.unexpected + [name for name in rest if not re.fullmatch(unused, name)]
+    if inner.unexpected:
+        raise SetrError(f"EoMT on an encoder of another form: it has {inner.unexpected[0]}")
+    unexpected = [name for name in rest if not re.fullmatch(unused, name)]
     masks = [value for name, value in tensors.items() if name.endswith("attn_mask_probs")]
     settings = {"query_blocks": masks[0].numel()} if masks else {}
     return Translation(dialect, vit | renamed, whole=True, unexpected=unexpected, settings=settings)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
@@ -20,6 +21,8 @@ Rule = tuple[str, str | Callable[[re.Match], str]]
 """A regular expression for the full name, and a replacement: template or function of the match."""
 CONV_BN = {"conv": "0", "bn": "1"}
 """Names of the parts of a convolution in mmsegmentation -> their numbers in ours."""
+NORM_EPS = 1e-5
+"""Epsilon of all batch norms: PyTorch's."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,19 @@ def count_parts(tensors: Tensors, pattern: str) -> int:
     """
     found = {int(m[1]) for name in tensors if (m := re.match(pattern, name))}
     return max(found) + 1 if found else 0
+
+
+def identity_norm(channels: int, prefix: str) -> Tensors:
+    """The tensors of a batch norm that changes nothing in eval mode, whose names begin so."""
+    one = torch.ones(channels)
+    named = {
+        "weight": (one + NORM_EPS).sqrt(),
+        "bias": torch.zeros_like(one),
+        "running_mean": torch.zeros_like(one),
+        "running_var": one,
+        "num_batches_tracked": torch.tensor(0),
+    }
+    return {prefix + name: value for name, value in named.items()}
 
 
 def recorded(meta: Mapping[str, Any], key: str) -> Any:
