@@ -451,7 +451,8 @@ def test_residual_units_of_other_forms(tmp_path, has_norms):
             continue
         mean, var = (state.pop(f"{norm}running_{part}") for part in ("mean", "var"))
         scale = state.pop(f"{norm}weight") / (var + 1e-5).sqrt()
-        state[unit.format("convolution") + "weight"] *= scale[:, None, None, None]
+        weight = unit.format("convolution") + "weight"
+        state[weight] = state[weight] * scale[:, None, None, None]
         state[unit.format("convolution") + "bias"] = state.pop(f"{norm}bias") - mean * scale
         del state[f"{norm}num_batches_tracked"]
     config = CONFIG | {"readout_type": "project", "num_attention_heads": 1}
