@@ -195,6 +195,7 @@ ORDER = (
         "weight_files.dpt_layouts",
         "weight_files.setr_layouts",
         "weight_files.eomt",
+        "weight_files.lightly_layouts",
         "weight_files.beit_layouts",
         "weight_files.dialects",
         "weight_files.recorded_text",

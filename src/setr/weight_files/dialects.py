@@ -1,10 +1,10 @@
 """Recognise the layout (dialect) of a checkpoint and rename its tensors to our names.
 
 Whole models (`official`: the authors' repository, `mmseg`, `segmenter`, `dpt`: their authors'
-repositories, `dpt-transformers`, `beit-transformers`, `eomt`, our own `setr`), DINOv2's linear
-heads (`linear`) and EoMT's differences to DINOv3 (`eomt-delta`) get our full names; encoders
-(`google`, `timm`, `deit`, `prithvi`, `dinov3`, `radio`, `siglip`, `clip`, `openclip`, `aimv2`,
-`internvit`, `gemma4`, `huggingface`, `sam`, `resnet`) get timm's names without a prefix.
+repositories, `dpt-transformers`, `beit-transformers`, `eomt`, `lightly-linear`, our own `setr`),
+DINOv2's linear heads (`linear`) and EoMT's differences to DINOv3 (`eomt-delta`) get our full names;
+encoders (`google`, `timm`, `deit`, `prithvi`, `dinov3`, `radio`, `siglip`, `clip`, `openclip`,
+`aimv2`, `internvit`, `gemma4`, `huggingface`, `sam`, `resnet`) get timm's names without a prefix.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from setr.weight_files.encoder_layouts import (
     siglip,
     timm,
 )
-from setr.weight_files.eomt import eomt, eomt_huggingface, eomt_lightly
+from setr.weight_files.eomt import eomt, eomt_huggingface
 from setr.weight_files.flexible_layouts import radio
+from setr.weight_files.lightly_layouts import eomt_lightly, linear_lightly
 from setr.weight_files.multimodal_layouts import aimv2, gemma4, internvit, openclip
 from setr.weight_files.naming import Tensors, Translation
 from setr.weight_files.sam import sam
@@ -64,9 +65,9 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
         f"{source}: unknown layout (its tensors are called {', '.join(list(given)[:3])}, …); "
         "supported are this toolkit's models, SETR, Segmenter, DPT and EoMT of their authors, "
         "those and UPerNet of mmsegmentation, EoMT, DPT, BEiT and data2vec of transformers, "
-        "LightlyTrain's EoMT, DINOv2's linear heads, and encoders of timm, Google, DINOv3, RADIO, "
-        "SAM, OpenCLIP, AIMv2, "
-        "InternViT, Prithvi, Hugging Face ViT/BEiT/DINOv2/SigLIP/CLIP/Gemma, torchvision's ResNets"
+        "LightlyTrain's EoMT and linear heads, DINOv2's linear heads, and encoders of timm, "
+        "Google, DINOv3, RADIO, SAM, OpenCLIP, AIMv2, InternViT, Prithvi, "
+        "Hugging Face ViT/BEiT/DINOv2/SigLIP/CLIP/Gemma, torchvision's ResNets"
     )
 
 
@@ -121,6 +122,7 @@ _DIALECTS: list[tuple[str, Callable[[Tensors], Translation]]] = [
     (r"(network\.)?encoder\.backbone\.", eomt),
     (r"upscale_block\.", eomt_huggingface),
     (r"model\.upscale\.0\.conv1\.", eomt_lightly),
+    (r"model\.backbone\._model\.", linear_lightly),
     (r"fpn1\.0\.weight$|fpn\.fpn1\.conv_transpose1\.weight$", transformers_beit),
     (r"backbone\.layers\.\d+\.attn\.(attn\.|relative_position_bias_table)", mmseg),
     (r"backbone\.mla\.|decode_head\.(norm|syncbn_fc_\d|conv_\d|mlahead|cls)\.", official),

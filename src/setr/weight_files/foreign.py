@@ -23,12 +23,12 @@ from setr.model_info import ModelInfo
 from setr.reading.parsed import BROKEN
 from setr.weight_files.architecture import read_architecture
 from setr.weight_files.delta import add_base
-from setr.weight_files.eomt import lightly_settings
 from setr.weight_files.licences import weights_licence
+from setr.weight_files.lightly_layouts import lightly_settings
 from setr.weight_files.linear_head import join_head, published_test
 from setr.weight_files.load_report import LoadReport
 from setr.weight_files.misfits import require_used
-from setr.weight_files.naming import DELTA, WHOLE, Translation
+from setr.weight_files.naming import DELTA, LIGHTLY_LINEAR, WHOLE, Translation
 from setr.weight_files.published import published_labels, published_settings
 from setr.weight_files.recorded_form import (
     recorded_arguments,
@@ -91,7 +91,7 @@ def convert_foreign(
     file = read_tensor_file(Path(path))
     found = translate_file(file, source)
     meta = file.meta
-    if found.dialect in ("dpt-transformers", "beit-transformers", "eomt"):
+    if found.dialect in ("dpt-transformers", "beit-transformers", "eomt", LIGHTLY_LINEAR):
         with _understood(source, "what is stored beside its tensors does"):
             meta = {**meta, **lightly_settings(meta), **transformers_settings(file.path.parent)}
     if found.dialect == "setr" and Path(path).is_dir():

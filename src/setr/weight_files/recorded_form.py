@@ -15,7 +15,9 @@ from typing import Any
 import torch
 
 from setr.errors import SetrError
+from setr.reading.parsed import BROKEN, fault_of
 from setr.weight_files.dialects import translate
+from setr.weight_files.lightly_layouts import as_exported
 from setr.weight_files.naming import Tensors, Translation
 from setr.weight_files.recorded_text import reads_bgr, settings_of
 from setr.weight_files.tensorfiles import TensorFile
@@ -36,6 +38,13 @@ def translate_file(file: TensorFile, source: str) -> Translation:
         SetrError: as `translate`.
     """
     found = translate(file.tensors, source)
+    try:
+        found = as_exported(found, file.meta)
+    except BROKEN as error:
+        raise SetrError(
+            f"{source}: what is stored beside its tensors does not describe a known model "
+            f"({fault_of(error)})"
+        ) from None
     if found.dialect != "mmseg":
         return found
     values = settings_of(file.meta)
