@@ -146,7 +146,7 @@ def _fold_biases(tensors: Tensors) -> list[str]:
     Returns:
         Names of the tensors that were added.
     """
-    filled = []
+    filled: list[str] = []
     for name in [n for n in tensors if re.search(r"\.(lateral|refine)\.\w+\.0\.weight$", n)]:
         stem = name.removesuffix("0.weight")
         bias = tensors.pop(f"{stem}0.bias", None)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
+
 from setr.catalog import query_blocks as usual_blocks
 from setr.errors import SetrError
 from setr.layers.mask_classifier import usual_doublings
@@ -59,7 +61,7 @@ def eomt_huggingface(tensors: Tensors) -> Translation:
         tensors = dict(tensors)
         table = tensors.pop("embeddings.position_embeddings.weight")
         tensors["embeddings.position_embeddings"] = table[None]
-    return joined(
+    found = joined(
         tensors,
         dialect="eomt",
         encoder=r"((?:embeddings|layers|layernorm)\..+)",
@@ -73,6 +75,8 @@ def eomt_huggingface(tensors: Tensors) -> Translation:
         ],
         unused=r"attn_mask_probs|criterion\..+",
     )
+    found.settings["is_masked"] = bool(tensors.get("attn_mask_probs", torch.zeros(1)).any())
+    return found
 
 
 def _transformers_dinov3(tensors: Tensors) -> Translation:

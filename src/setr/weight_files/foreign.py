@@ -149,6 +149,8 @@ def convert_foreign(
             crop, protocol, mean, std = published_settings(found, meta, arguments, labels)
     if found.dialect == "mmseg" and (size := squashed_size(meta)):
         report.differences.append(f"tested on images squashed to {size[0]}x{size[1]}, here not")
+    if found.settings.get("is_masked"):
+        report.differences.append("masked attention in transformers' predictions, here not")
     channels = model.encoder.in_chans
     info = ModelInfo(
         labels=labels,
