@@ -760,6 +760,21 @@ def test_names_inside_of_sharded_and_recomputed_blocks(tmp_path):
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "segformer.encoder.block.0.1.attention.self.query.weight",
+        "model.pixel_level_module.encoder.encoder.layers.1.blocks.0.output.dense.bias",
+        "backbone.layers.0.1.0.attn.attn.in_proj_weight",
+        "stages.0.blocks.0.gamma",
+    ],
+)
+def test_encoders_in_stages_are_told_from_unknown_layouts(tmp_path, name):
+    torch.save({name: torch.ones(2), "decode_head.x": torch.ones(2)}, tmp_path / "x.pth")
+    with pytest.raises(SetrError, match=r"stages of several resolutions .*only models on plain"):
+        load_weights(build(), tmp_path / "x.pth")
+
+
 def test_several_models_and_lora_of_peft_are_named(tmp_path):
     model = create_model("setr_naive_nano", num_classes=2, img_size=16)
     state, path = model.state_dict(), tmp_path / "last.ckpt"

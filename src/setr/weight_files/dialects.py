@@ -61,6 +61,11 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
                 ) from None
     if (inner := _without_wrapper(tensors)) is not None:
         return translate(inner, source)
+    if staged := next((name for name in tensors if re.search(_STAGES, name)), None):
+        raise SetrError(
+            f"{source}: its encoder has stages of several resolutions ({staged}), as in SegFormer, "
+            "Swin or ConvNeXt; only models on plain ViTs are read"
+        )
     raise SetrError(
         f"{source}: unknown layout (its tensors are called {', '.join(list(given)[:3])}, …); "
         "supported are this toolkit's models, SETR, Segmenter, DPT and EoMT of their authors, "
@@ -79,6 +84,8 @@ _WRAPPERS = re.compile(
 """Names that torch.compile, Lightning's Fabric, FSDP and recomputed blocks add, anywhere."""
 _DATA_PARALLEL = re.compile(r"^(module\.)+")
 """Names that DataParallel and averages of weights add in front."""
+_STAGES = r"(blocks?|layers?|stages?)\.\d+\.((blocks?|layers?)\.)?\d+\."
+"""Names of blocks that are counted by stages."""
 _LORA = r"\.(base_layer|lora_[AB]|lora_magnitude_vector)\."
 """Names of PEFT's layers."""
 
