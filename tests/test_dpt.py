@@ -435,6 +435,19 @@ def test_a_repository_of_transformers_is_downloaded(tmp_path, monkeypatch, name,
         setr.from_pretrained(here)
 
 
+@pytest.mark.parametrize("start", ["model.", "net.model._orig_mod."])
+@pytest.mark.parametrize("names", [TRANSFORMERS, PORT])
+def test_a_whole_model_inside_of_another_module_is_one(tmp_path, start, names):
+    """As Lightning saves it; its encoder alone has names of its own, too."""
+    state = renamed(own(aux_taps=()), names)
+    state = split_attention(state) if names is TRANSFORMERS else state
+    torch.save(state, tmp_path / "bare.pth")
+    inside = {start + name: value for name, value in state.items()}
+    torch.save({"state_dict": inside | {"loss.weight": torch.ones(2)}}, tmp_path / "last.ckpt")
+    models = [convert_foreign(tmp_path / name)[0] for name in ("bare.pth", "last.ckpt")]
+    assert_same(*models, 64, 64)
+
+
 @pytest.mark.parametrize("has_norms", [False, True])
 def test_residual_units_of_other_forms(tmp_path, has_norms):
     """transformers also builds them without norms, by default, or with biases beside them."""

@@ -34,6 +34,8 @@ from setr.weight_files.naming import Tensors, Translation
 from setr.weight_files.sam import sam
 from setr.weight_files.setr_layouts import linear, mmseg, official, segmenter
 
+Convert = Callable[[Tensors], Translation]
+
 
 def translate(given: Tensors, source: str = "checkpoint") -> Translation:
     """Recognise the layout of a checkpoint and rename its tensors to our names.
@@ -48,19 +50,14 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
             f"{source}: has LoRA layers of PEFT ({lora}); merge them into the weights: "
             "torch.save(model.merge_and_unload().state_dict(), FILE)"
         )
-    for marker, convert in _DIALECTS:
-        if any(re.match(marker, name) for name in tensors):
-            try:
-                return convert(tensors)
-            except SetrError as error:
-                raise SetrError(f"{source}: {error}") from None
-            except (*BROKEN, RuntimeError) as error:
-                raise SetrError(
-                    f"{source}: incomplete or damaged; tensors contradict its layout "
-                    f"({error!r:.80})"
-                ) from None
-    if (inner := _without_wrapper(tensors)) is not None:
-        return translate(inner, source)
+    layers = [tensors]
+    while (inner := _without_wrapper(layers[-1])) is not None:
+        layers.append(inner)
+    for dialects in (_WHOLE_MODELS, _ENCODERS):  # a whole model inside of another module, too
+        for inside in layers:
+            for marker, convert in dialects:
+                if any(re.match(marker, name) for name in inside):
+                    return _converted(convert, inside, source)
     if staged := next((name for name in tensors if re.search(_STAGES, name)), None):
         raise SetrError(
             f"{source}: its encoder has stages of several resolutions ({staged}), as in SegFormer, "
@@ -74,6 +71,17 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
         "Google, DINOv3, RADIO, SAM, OpenCLIP, AIMv2, InternViT, Prithvi, "
         "Hugging Face ViT/BEiT/DINOv2/SigLIP/CLIP/Gemma, torchvision's ResNets"
     )
+
+
+def _converted(convert: Convert, tensors: Tensors, source: str) -> Translation:
+    try:
+        return convert(tensors)
+    except SetrError as error:
+        raise SetrError(f"{source}: {error}") from None
+    except (*BROKEN, RuntimeError) as error:
+        raise SetrError(
+            f"{source}: incomplete or damaged; tensors contradict its layout ({error!r:.80})"
+        ) from None
 
 
 WRAPPED = 0.9
@@ -124,7 +132,7 @@ def _own(tensors: Tensors) -> Translation:
     return Translation("setr", tensors, whole=any(n.startswith("decoder.") for n in tensors))
 
 
-_DIALECTS: list[tuple[str, Callable[[Tensors], Translation]]] = [
+_WHOLE_MODELS: list[tuple[str, Convert]] = [
     (r"encoder\.(vit|net)\.", _own),
     (r"(network\.)?encoder\.backbone\.", eomt),
     (r"upscale_block\.", eomt_huggingface),
@@ -137,6 +145,8 @@ _DIALECTS: list[tuple[str, Callable[[Tensors], Translation]]] = [
     (r"head\.head\.1\.running_mean$", transformers_dpt),  # depth models have no batch norm here
     (r"scratch\.output_conv\.1\.running_mean$", authors_dpt),
     (r"decode_head\.bn\.", linear),
+]
+_ENCODERS: list[tuple[str, Convert]] = [
     (r"(.*/)?Transformer/encoderblock_0/", google),
     (r"(.*\.)?storage_tokens$|(?!(.*\.)?encoder\.)(.*\.)?layer\.0\.attention\.q_proj\.", dinov3),
     (r"(.*\.)?(blocks|layers)\.0\.mlp\.lin1\.", sam),

@@ -112,9 +112,12 @@ def require_recorded(vit: Any, encoder: str, source: str) -> None:
             f"{source}: its config.json has {theirs} attention heads, {encoder} has {ours}; choose "
             f"another encoder, or add --model.encoder-args num_heads={theirs}"
         )
-    activation, mlp = values.get("hidden_act"), getattr(block, "mlp", None)
-    if activation not in _ACTIVATIONS or type(mlp).__name__ != "Mlp":
-        return  # gated layers have theirs
+    mlp: Any = getattr(block, "mlp", None)
+    activation = values.get("hidden_act")
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
+        return
+    if type(mlp).__name__ != "Mlp":  # gated layers have theirs
+        return
     wanted, name = _ACTIVATIONS[activation], type(mlp.act).__name__
     if name.lower().removesuffix("tanh") != wanted.replace("_", ""):
         raise UsageError(
