@@ -206,7 +206,9 @@ def _build(arguments: dict[str, Any], found: Translation, source: str) -> tuple[
             f"{source}: {wrong[0]} {what}; {len(wrong)} of {len(own)} tensors do not fit the "
             "architecture its other tensors describe"
         )
-    require_used(source, given, own)
+    is_port = found.dialect == "mmseg"  # whose layers all count
+    parts = [n for n in found.unexpected if is_port and re.match(r"(backbone|neck|decoder)\.", n)]
+    require_used(source, given, own, parts)
     state = {
         n: torch.empty(t.shape, dtype=t.dtype, device="cpu").copy_(given[n]) for n, t in own.items()
     }

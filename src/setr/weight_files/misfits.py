@@ -74,7 +74,9 @@ _AROUND = r"encoder\.vit\.(norm|fc_norm|head\w*|pre_logits|mask_token)(\.|$)|aux
 """Names of tensors that no prediction of a whole model needs."""
 
 
-def require_used(source: str, given: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+def require_used(
+    source: str, given: dict[str, Tensor], own: dict[str, Tensor], unknown: list[str]
+) -> None:
     """Raise `SetrError` if a model of other code computes with tensors that have no place here.
 
     Blocks behind the last one that is read, and zeros, change nothing.
@@ -83,18 +85,22 @@ def require_used(source: str, given: dict[str, Tensor], own: dict[str, Tensor]) 
         source: name of the file.
         given: its tensors, under the model's names.
         own: the model's tensors.
+        unknown: names in the file without a counterpart that the model of other code needs.
     """
     depth = count_parts(own, r"encoder\.vit\.blocks\.(\d+)\.")
+    homeless = list(unknown)
     for name, value in given.items():
         block = re.match(r"encoder\.vit\.blocks\.(\d+)\.", name)
         is_behind = block is not None and int(block[1]) >= depth
         if name in own or is_behind or re.match(_AROUND, name):
             continue
         if value.is_floating_point() and value.any():
-            raise SetrError(
-                f"{source}: {name} has no place in the architecture its other tensors describe, so "
-                "the model would compute something else; it is of a form that is not supported"
-            )
+            homeless.append(name)
+    if homeless:
+        raise SetrError(
+            f"{source}: {homeless[0]} has no place in the architecture its other tensors describe, "
+            "so the model would compute something else; its form is not supported"
+        )
 
 
 _BY_CLASS = {

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from setr.errors import SetrError
 from setr.weight_files.dpt_layouts import mmseg_dpt
 from setr.weight_files.naming import (
     CONV_BN,
@@ -122,9 +121,6 @@ def mmseg(tensors: Tensors) -> Translation:
         renamed["decoder.classifier.weight"] = torch.cat(parts[::-1], dim=1)
     drop_key_bias(renamed)
     filled = _fill_biases(renamed) + _fill_batch_norm(renamed)
-    other = [n for n in rest if re.match(r"(backbone|neck|decoder)\.", n)]
-    if other:
-        raise SetrError(f"of a form of mmsegmentation's that is not supported: it has {other[0]}")
     return Translation("mmseg", renamed, whole=True, unexpected=unexpected + rest, filled=filled)
 
 
