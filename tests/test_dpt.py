@@ -21,6 +21,7 @@ from setr.labels import known_labels
 from setr.layers.dpt import DPT, DPTNeck, reassembled_channels
 from setr.layers.positions import resample_grid
 from setr.weight_files.foreign import convert_foreign
+from setr.weight_files.transformers_files import transformers_settings
 from tests.conftest import renamed
 from tests.models import assert_converts, assert_learns, assert_same
 
@@ -434,6 +435,95 @@ def test_a_repository_of_transformers_is_downloaded(tmp_path, monkeypatch, name,
         setr.from_pretrained(here)
 
 
+@pytest.mark.parametrize("start", ["model.", "net.model._orig_mod."])
+@pytest.mark.parametrize("names", [TRANSFORMERS, PORT])
+def test_a_whole_model_inside_of_another_module_is_one(tmp_path, start, names):
+    """As Lightning saves it; its encoder alone has names of its own, too."""
+    state = renamed(own(aux_taps=()), names)
+    state = split_attention(state) if names is TRANSFORMERS else state
+    torch.save(state, tmp_path / "bare.pth")
+    inside = {start + name: value for name, value in state.items()}
+    torch.save({"state_dict": inside | {"loss.weight": torch.ones(2)}}, tmp_path / "last.ckpt")
+    models = [convert_foreign(tmp_path / name)[0] for name in ("bare.pth", "last.ckpt")]
+    assert_same(*models, 64, 64)
+
+
+@pytest.mark.parametrize("has_norms", [False, True])
+def test_residual_units_of_other_forms(tmp_path, has_norms):
+    """transformers also builds them without norms, by default, or with biases beside them."""
+    model = own(pos_interp="bilinear", decoder_args={"channels": 8, "final_scale": 2})
+    state = split_attention(renamed(model, TRANSFORMERS))
+    layer = re.compile(r"(.+residual_layer\d\.)(?:convolution|batch_norm)(\d)\.weight$")
+    units = {f"{m[1]}{{}}{m[2]}." for name in state if (m := layer.match(name))}
+    assert len(units) == 14
+    for unit in units:
+        bias = state[unit.format("convolution") + "bias"] = torch.randn(8)
+        norm = unit.format("batch_norm")
+        if has_norms:
+            state[f"{norm}running_mean"] = state[f"{norm}running_mean"] + bias
+            continue
+        mean, var = (state.pop(f"{norm}running_{part}") for part in ("mean", "var"))
+        scale = state.pop(f"{norm}weight") / (var + 1e-5).sqrt()
+        weight = unit.format("convolution") + "weight"
+        state[weight] = state[weight] * scale[:, None, None, None]
+        state[unit.format("convolution") + "bias"] = state.pop(f"{norm}bias") - mean * scale
+        del state[f"{norm}num_batches_tracked"]
+    config = CONFIG | {"readout_type": "project", "num_attention_heads": 1}
+    folder = write_folder(tmp_path / "dpt", state, config, "model.safetensors")
+    found, _, report = convert_foreign(folder)
+    assert len(report.filled) == (0 if has_norms else 70)
+    assert_same(found, model, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("hidden_act", "relu"), ("head_in_index", -2), ("pool_scales", [1, 2, 4, 8]),
+     ("rope_parameters", {"rope_theta": 50.0})],
+)  # fmt: skip
+def test_settings_of_another_function_are_refused(tmp_path, name, value):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "dpt", name: value}))
+    with pytest.raises(SetrError, match=r"config\.json has \w+ .*, which is not computed here"):
+        transformers_settings(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "mean", "std"),
+    [
+        ({"image_mean": [0.4] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255}, 0.4, 0.5),
+        ({"image_mean": [0.4] * 3, "image_std": [0.5] * 3, "do_normalize": False}, 0, 1),
+        ({"image_mean": [102] * 3, "image_std": [51] * 3, "do_rescale": False}, 0.4, 0.2),
+        ({"image_mean": [0.4] * 3, "image_std": [0.5] * 3, "rescale_factor": 2 / 255}, 0.2, 0.25),
+    ],
+)
+def test_normalisation_of_an_image_processor(tmp_path, given, mean, std):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "dpt"}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(given))
+    found = transformers_settings(tmp_path)
+    assert found["mean"] == pytest.approx([mean] * 3)
+    assert found["std"] == pytest.approx([std] * 3)
+
+
+def test_reduced_labels_are_ids_from_1(tmp_path):
+    """transformers takes 1 from the ids in masks, and 0 is then ignored."""
+    state = split_attention(renamed(own(pos_interp="bilinear"), TRANSFORMERS))
+    folder = write_folder(tmp_path / "dpt", state, CONFIG, "model.safetensors")
+    (folder / "preprocessor_config.json").write_text('{"do_reduce_labels": true}')
+    labels = convert_foreign(folder)[1].labels
+    assert labels.classes[0] == "thing 0"
+    assert labels.label_map == {place + 1: place for place in range(CLASSES)}
+
+
+def test_tensors_without_a_place_are_refused(tmp_path):
+    state = split_attention(renamed(own(pos_interp="bilinear"), TRANSFORMERS))
+    state["dpt.encoder.layer.0.lambda_1"] = torch.ones(64)
+    folder = write_folder(tmp_path / "dpt", state, CONFIG, "model.safetensors")
+    with pytest.raises(SetrError, match="gamma_1 has no place in the architecture"):
+        convert_foreign(folder)
+    state["dpt.encoder.layer.0.lambda_1"] = torch.zeros(64)
+    torch.save(state, tmp_path / "zeros.bin")
+    convert_foreign(tmp_path / "zeros.bin")
+
+
 def test_a_file_alone_has_the_values_of_its_code(tmp_path):
     """Names of classes that only count are none; 150 classes are ADE20K's."""
     model = own(num_classes=150)
@@ -468,5 +558,5 @@ def test_depth_models_give_their_encoder(tmp_path):
         taps=(4,), img_size=64,
     )  # fmt: skip
     assert setr.load_weights(model, tmp_path / "depth.bin").encoder_share == 1
-    with pytest.raises(SetrError, match="holds an encoder only"):
+    with pytest.raises(SetrError, match="holds an encoder and heads of another kind"):
         convert_foreign(tmp_path / "depth.bin")

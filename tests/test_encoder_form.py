@@ -294,7 +294,11 @@ def test_a_broken_file_beside_the_weights_tells_nothing(broken, tmp_path, capsys
 
 @pytest.mark.parametrize(
     "content",
-    [{"num_attention_heads": 4, "model_type": "dinov2"}, {"model_args": {"num_heads": 4}}],
+    [
+        {"num_attention_heads": 4, "model_type": "dinov2"},
+        {"model_args": {"num_heads": 4}},
+        {"vision_config": {"num_attention_heads": 4}, "hidden_size": 7},
+    ],
 )
 def test_another_number_of_heads_than_in_the_file_beside_is_refused(content, tmp_path):
     """No tensor shows it, and the same weights compute something else."""
@@ -305,6 +309,29 @@ def test_another_number_of_heads_than_in_the_file_beside_is_refused(content, tmp
         require_fitting_weights(settings(tmp_path, name, ()))
     (tmp_path / "config.json").write_text(json.dumps(content).replace("4", "2"))
     require_fitting_weights(settings(tmp_path, name, ()))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_another_activation_than_in_the_file_beside_is_refused(nested, tmp_path):
+    """As of OpenAI's CLIP, whose files fit the encoders of OpenCLIP's, too."""
+    name = "vit_base_patch14_dinov2"
+    torch.save(theirs(name).state_dict(), tmp_path / "weights.pth")
+    for activation, others, is_refused in (
+        ("quick_gelu", (), True),
+        ("quick_gelu", ("act_layer=quick_gelu",), False),
+        ("gelu_pytorch_tanh", (), False),
+        ("gelu", (), False),
+        ("relu", (), True),
+    ):
+        content = {"hidden_act": activation}
+        content = {"vision_config": content, "hidden_act": "silu"} if nested else content
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        given = settings(tmp_path, name, others)
+        if is_refused:
+            with pytest.raises(SetrError, match=rf"activation {activation}, .+act_layer=\w+$"):
+                require_fitting_weights(given)
+        else:
+            require_fitting_weights(given)
 
 
 def test_weights_of_an_encoder_with_several_normalisations_say_so(tmp_path, capsys):

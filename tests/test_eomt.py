@@ -559,6 +559,15 @@ def test_published_checkpoints(tmp_path, capsys, layout):
     assert "dialect eomt" in capsys.readouterr().out
 
 
+def test_masked_attention_of_transformers_in_predictions_is_told(tmp_path):
+    state = published(tiny(query_blocks=1), "transformers")
+    for share in (0, 1):
+        state["attn_mask_probs"] = torch.full((1,), float(share))
+        torch.save(state, tmp_path / "checkpoint.pth")
+        report = convert_foreign(tmp_path / "checkpoint.pth", num_heads=2)[2]
+        assert ("masked attention" in str(report)) == bool(share)
+
+
 LIGHTLY = [(r"^encoder\.vit\.", "model.backbone."), (r"\.reg_token$", ".register_tokens"),
            (r"^decoder\.queries$", "model.queries.weight"), (r"^decoder\.", "model.")]  # fmt: skip
 

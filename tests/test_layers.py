@@ -199,8 +199,11 @@ ORDER = (
         "weight_files.dpt_layouts",
         "weight_files.setr_layouts",
         "weight_files.eomt",
+        "weight_files.lightly_layouts",
         "weight_files.beit_layouts",
         "weight_files.dialects",
+        "weight_files.recorded_text",
+        "weight_files.recorded_form",
     ),
     *(
         "weight_files.architecture",

@@ -15,6 +15,9 @@ from setr.cli import main
 from setr.errors import OK, USAGE, SetrError
 from setr.labels import known_labels
 from setr.weight_files.foreign import convert_foreign
+from setr.weight_files.naming import identity_norm
+from tests.conftest import renamed
+from tests.test_dpt import randomised
 
 ENCODER, WIDTH = "test_vit", 64
 
@@ -158,3 +161,68 @@ def test_a_whole_model_takes_no_encoder(shared):
     path = shared / "parity/official/pup.pth"
     with pytest.raises(SetrError, match=r"pretrained lvd142m: .* is a whole model; leave it"):
         setr.load(path, pretrained="lvd142m")
+
+
+# --- LightlyTrain ---------------------------------------------------------------------------------
+
+CLASSES = 3
+LINEAR = [(r"^encoder\.vit\.", "model.backbone._model."), (r"\.reg_token$", ".register_tokens"),
+          (r"^decoder\.classifier\.", "model.head."),
+          (r"^decoder\.norms\.0\.", "model.backbone._model.norm.")]  # fmt: skip
+
+
+@pytest.mark.parametrize("registers", [4, 0])
+def test_a_linear_head_of_lightlytrain(tmp_path, registers):
+    """The last channel is of ignored classes; positions are resampled for its windows."""
+    name = "vit_small_patch14_reg4_dinov2" if registers else "vit_small_patch14_dinov2"
+    args = {"embed_dim": 64, "depth": 2, "num_heads": 2}
+    model = randomised(
+        setr.SETR(encoder=name, encoder_args=args, decoder="linear", taps=(2,), img_size=56,
+             num_classes=CLASSES + 1)
+    )  # fmt: skip
+    norm = model.decoder.batch_norm
+    norm.load_state_dict(identity_norm(64, ""))
+    state = {n: v for n, v in renamed(model, LINEAR).items() if "batch_norm" not in n}
+    token, table = (state[f"model.backbone._model.{n}"] for n in ("cls_token", "pos_embed"))
+    if registers:
+        own = torch.randn_like(token)
+        state["model.backbone._model.cls_token"] = token - own
+        state["model.backbone._model.pos_embed"] = torch.cat([own, table], dim=1)
+    state["model.head.weight"] = state["model.head.weight"][:, :, 0, 0]
+    settings = {
+        "image_size": (56, 70),
+        "image_normalize": {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)},
+        "classes": {3 * i: f"name {i}" for i in range(CLASSES)},
+    }
+    path = tmp_path / "exported_best.pt"
+    torch.save({"model_init_args": settings, "train_model": state}, path)
+    found, info, report = convert_foreign(path, num_heads=2)
+    assert (report.dialect, report.unexpected) == ("lightly-linear", [])
+    images = torch.randn(1, 3, 56, 56)
+    with torch.inference_mode():
+        torch.testing.assert_close(found(images), model(images)[:, :CLASSES], rtol=1e-4, atol=1e-4)
+    assert (info.protocol.window, info.protocol.short_side) == ((56, 56), 56)
+    assert (info.mean, info.std) == ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    assert info.labels.label_map[3] == 1
+    settings["image_size"] = (84, 84)
+    torch.save({"model_init_args": settings, "train_model": state}, path)
+    larger = convert_foreign(path, num_heads=2)[0].encoder.vit.pos_embed
+    assert larger.shape[1] == (4 * 4 if registers else 1 + 6 * 6)
+    settings["classes"] = 3
+    torch.save({"model_init_args": settings, "train_model": state}, path)
+    with pytest.raises(SetrError, match="stored beside its tensors"):
+        convert_foreign(path, num_heads=2)
+
+
+def test_other_models_of_lightlytrain_give_their_encoder(tmp_path):
+    args = {"embed_dim": 64, "depth": 2, "num_heads": 2}
+    model = setr.SETR(
+        encoder="vit_small_patch14_dinov2", encoder_args=args, decoder="naive", taps=(2,),
+        img_size=56, num_classes=2,
+    )  # fmt: skip
+    state = {n: v for n, v in renamed(model, LINEAR).items() if "_model" in n}
+    state["model.class_head.weight"] = torch.ones(3, 64)
+    torch.save({"train_model": state}, tmp_path / "x.pt")
+    assert setr.load_weights(model, tmp_path / "x.pt").encoder_share == 1
+    with pytest.raises(SetrError, match="holds an encoder"):
+        convert_foreign(tmp_path / "x.pt")

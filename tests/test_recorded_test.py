@@ -10,7 +10,8 @@ from setr.weight_files.naming import Translation
 from setr.weight_files.published import Settings, published_settings
 
 VERSION_1 = """
-data_preprocessor = dict(mean=[51, 102.0, 127.5], std=[25.5, 51.0, 102], type='SegDataPreProcessor')
+data_preprocessor = dict(mean=[51, 102.0, 127.5], std=[25.5, 51.0, 102], bgr_to_rgb=True,
+    type='SegDataPreProcessor')
 model = dict(
     backbone=dict(num_heads=4, type='VisionTransformer'),
     test_cfg=dict(crop_size=(
@@ -69,7 +70,7 @@ def test_its_own_test_and_normalisation_are_read(text, window, stride, labels):
         "model = open('x')\ntest_pipeline = f()",
         "model = dict(test_cfg=dict(mode='slide'))",
         "model = dict(test_cfg=dict(mode='slide', crop_size=(64, 64), stride=(99, 99)))",
-        "test_pipeline = [dict(type='Resize', scale=(64, 64), keep_ratio=False)]",
+        "test_pipeline = [dict(type='Resize', keep_ratio=True)]",
         "data_preprocessor = dict(mean=[1], std=[0])",
         "a = " + "[" * 5000 + "]" * 5000,
     ],

@@ -520,6 +520,14 @@ def test_code_in_a_pickle_is_refused_and_never_run(tmp_path, how, zipped):
     assert not marker.exists()
 
 
+def test_training_states_of_lightlytrain_point_to_its_exports(tmp_path):
+    for name in ("checkpoints", "exported_models"):
+        (tmp_path / name).mkdir()
+    evil_pickle(tmp_path / "checkpoints" / "last.ckpt", tmp_path / "marker", "system", zipped=True)
+    with pytest.raises(SetrError, match="never run; give a model of the folder exported_models"):
+        load_weights(build(), tmp_path / "checkpoints" / "last.ckpt")
+
+
 def test_the_file_would_create_the_marker_if_it_were_unpickled(tmp_path):
     """The proof's other half: the same file does harm in an unrestricted loader."""
     path, marker = tmp_path / "evil.pth", tmp_path / "marker"
@@ -708,7 +716,13 @@ def test_heads_must_divide_the_width(shared):
     assert caught.value.code == USAGE
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module."),
+        *("model._orig_mod.", "_forward_module.", "model.model.", "model.student."),
+    ],
+)
 def test_names_of_wrappers_are_taken_off(tmp_path, prefix):
     model, other = (create_model("setr_naive_nano", num_classes=2, img_size=16) for _ in range(2))
     torch.save({prefix + n: v for n, v in model.state_dict().items()}, tmp_path / "own.pth")
@@ -731,6 +745,65 @@ def test_names_of_attributes_are_taken_off(tmp_path, start):
     assert_same_maps(encoder, vit)
     state = other.state_dict()
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
+def test_names_inside_of_sharded_and_recomputed_blocks(tmp_path):
+    model, other = (create_model("setr_naive_nano", num_classes=2, img_size=16) for _ in range(2))
+    block = r"_fsdp_wrapped_module.\1_checkpoint_wrapped_module._orig_mod."
+    saved = {
+        f"_fsdp_wrapped_module.{re.sub(r'(blocks[.][0-9]+[.])', block, name)}": value
+        for name, value in model.state_dict().items()
+    }
+    torch.save(saved, tmp_path / "own.pth")
+    assert load_weights(other, tmp_path / "own.pth").encoder_share == 1
+    state = other.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "segformer.encoder.block.0.1.attention.self.query.weight",
+        "model.pixel_level_module.encoder.encoder.layers.1.blocks.0.output.dense.bias",
+        "backbone.layers.0.1.0.attn.attn.in_proj_weight",
+        "stages.0.blocks.0.gamma",
+    ],
+)
+def test_encoders_in_stages_are_told_from_unknown_layouts(tmp_path, name):
+    torch.save({name: torch.ones(2), "decode_head.x": torch.ones(2)}, tmp_path / "x.pth")
+    with pytest.raises(SetrError, match=r"stages of several resolutions .*only models on plain"):
+        load_weights(build(), tmp_path / "x.pth")
+
+
+def test_several_models_and_lora_of_peft_are_named(tmp_path):
+    model = create_model("setr_naive_nano", num_classes=2, img_size=16)
+    state, path = model.state_dict(), tmp_path / "last.ckpt"
+    both = {start + name: v for start in ("model.", "ema.module.") for name, v in state.items()}
+    torch.save({"state_dict": both}, path)
+    with pytest.raises(SetrError, match=r"several models, .* 'ema\.module\.' and 'model\.'"):
+        load_weights(model, path)
+    layer = "encoder.vit.blocks.0.attn.qkv."
+    adapter = {f"base_model.model.{layer}lora_A.weight": torch.zeros(4, 128)}
+    whole = {f"base_model.model.{name}": value for name, value in state.items()}
+    whole[f"base_model.model.{layer}base_layer.weight"] = whole.pop(
+        f"base_model.model.{layer}weight"
+    )
+    for given in (adapter, whole):
+        torch.save(given, path)
+        with pytest.raises(SetrError, match=r"LoRA layers of PEFT .*merge_and_unload"):
+            load_weights(model, path)
+
+
+@pytest.mark.parametrize("names", [("state_dict", "state_dict_ema"), ("model", "model_ema")])
+def test_averages_are_read_first_as_in_timm(tmp_path, names):
+    vits = [source_vit() for _ in range(2)]
+    with torch.no_grad():
+        vits[0].pos_embed.add_(1)
+    states = (vit.state_dict() for vit in vits)
+    torch.save(dict(zip(names, states, strict=True)), tmp_path / "last.pth")
+    model = build()
+    load_weights(model, tmp_path / "last.pth")
+    assert_same_maps(model, vits[1])
 
 
 def test_weights_are_found_in_a_checkpoint_by_any_name(tmp_path):

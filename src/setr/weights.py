@@ -18,11 +18,11 @@ from setr.arguments.choices import PosInterp
 from setr.errors import UsageError
 from setr.layers.low_rank import fit_low_rank
 from setr.weight_files.architecture import dialect_options, function_options
-from setr.weight_files.dialects import translate
 from setr.weight_files.form import has_plain_form, name_layer_scales
 from setr.weight_files.load_report import LoadReport as LoadReport
 from setr.weight_files.misfits import head_message, require_encoder
 from setr.weight_files.naming import DELTA, WHOLE, Translation
+from setr.weight_files.recorded_form import translate_file
 from setr.weight_files.relative_bias import TABLE, fill_plain, fit_table, split_qkv_bias
 from setr.weight_files.sam import OFFSETS, fit_offsets
 from setr.weight_files.stem import (
@@ -101,7 +101,7 @@ def load_weights(
             "with its load_state_dict"
         )
     file = read_tensor_file(Path(source))
-    found = translate(file.tensors, str(source))
+    found = translate_file(file, str(source))
     state, report = match_weights(
         model, found, str(source), partial=partial, new_head=new_head, pos_interp=pos_interp
     )

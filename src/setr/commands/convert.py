@@ -153,7 +153,7 @@ def _into_model(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInf
     from setr.model import create_model
     from setr.model_info import ModelInfo
     from setr.weight_files.licences import weights_licence
-    from setr.weight_files.weight_settings import require_heads
+    from setr.weight_files.weight_settings import require_recorded
     from setr.weights import load_weights
 
     if labels is None and given.num_classes is None:
@@ -171,7 +171,7 @@ def _into_model(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInf
     )
     file = _file(given)
     if (vit := getattr(model.encoder, "vit", None)) is not None:
-        require_heads(vit, model.arguments["encoder"], str(file))
+        require_recorded(vit, model.arguments["encoder"], str(file))
     report = load_weights(model, file, partial=given.partial, new_head=given.new_head)
     info = ModelInfo(
         labels=labels,

@@ -25,7 +25,7 @@ from setr.scores.adjustment import class_biases
 from setr.weight_files.pretrained import load_encoder, require_fit, require_weights
 from setr.weight_files.weight_settings import (
     Normalisation,
-    require_heads,
+    require_recorded,
     trained_normalisation,
     usual_normalisations,
 )
@@ -126,7 +126,7 @@ def require_fitting_weights(config: Config) -> None:
     for source, resnet in _pretrained_sources(model, config.model):
         require_fit(model, source)
         if not resnet and isinstance(model.encoder, Encoder):
-            require_heads(model.encoder.vit, model.arguments["encoder"], source)
+            require_recorded(model.encoder.vit, model.arguments["encoder"], source)
 
 
 def _pretrained_sources(model: SETR, settings: ModelConfig) -> list[tuple[str, bool]]:

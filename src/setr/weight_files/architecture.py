@@ -15,7 +15,8 @@ from setr.catalog import default_taps
 from setr.errors import SetrError, UsageError
 from setr.weight_files.dpt_layouts import dpt_arguments, dpt_encoder
 from setr.weight_files.eomt import HEAD_WIDTH, eomt_architecture
-from setr.weight_files.naming import Tensors, Translation, count_parts, recorded
+from setr.weight_files.lightly_layouts import linear_architecture
+from setr.weight_files.naming import LIGHTLY_LINEAR, Tensors, Translation, count_parts, recorded
 from setr.weight_files.relative_bias import TABLE, relative_encoder, relative_taps
 from setr.weight_files.setr_layouts import mla_arguments, segmenter_arguments, upsampling_arguments
 from setr.weight_files.upernet import MARKER, upernet_arguments
@@ -60,6 +61,9 @@ def read_architecture(
             norm_eps=meta.get("norm_eps"),
             query_blocks=meta.get("query_blocks"),
         )
+    if found.dialect == LIGHTLY_LINEAR:
+        side = meta.get("side")
+        return linear_architecture(found, num_heads=num_heads, img_size=img_size, side=side)
     try:
         vit = _vit_shape(t)
         tokens = t.get("decoder.class_tokens")
@@ -145,8 +149,8 @@ def _encoder(
 
 
 def dialect_options(found: Translation, source: str) -> dict[str, Any]:
-    """`function_options` of a whole foreign model; EoMT has one implementation."""
-    if found.dialect == "eomt":
+    """`function_options` of a whole foreign model; EoMT and linear heads have one."""
+    if found.dialect in ("eomt", LIGHTLY_LINEAR):
         return {}
     decoder = _decoder_kind(found.tensors, source)
     num_aux = count_parts(found.tensors, _AUX_HEADS)

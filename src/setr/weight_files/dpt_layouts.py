@@ -14,7 +14,15 @@ from typing import Any
 
 from setr.errors import SetrError
 from setr.weight_files.encoder_layouts import huggingface, timm
-from setr.weight_files.naming import Rule, Tensors, Translation, count_parts, recorded, rename
+from setr.weight_files.naming import (
+    Rule,
+    Tensors,
+    Translation,
+    count_parts,
+    identity_norm,
+    recorded,
+    rename,
+)
 
 _UNITS = {"1": "lateral", "2": "refine"}
 _LAYERS = {"1": "first", "2": "second"}
@@ -121,11 +129,34 @@ def _joined(dialect: str, encoder: Translation, rest: Tensors, rules: list[Rule]
     last = count_parts(renamed, r"neck\.fusions\.(\d+)\.") - 1
     unused = f"neck.fusions.{last}.lateral."
     tensors = {n: v for n, v in renamed.items() if not n.startswith(unused)}
+    filled = _fold_biases(tensors)
     for name, value in encoder.tensors.items():
         if not re.match(r"(norm|head|fc_norm|pre_logits)\.", name):  # behind the last block
             tensors[f"encoder.vit.{name}"] = value
     unexpected += [n for n in encoder.unexpected if not n.startswith("pooler.")]
-    return Translation(dialect, tensors, whole=True, unexpected=unexpected)
+    return Translation(dialect, tensors, whole=True, unexpected=unexpected, filled=filled)
+
+
+def _fold_biases(tensors: Tensors) -> list[str]:
+    """Give the biases of residual units to their batch norms; units without one get the identity.
+
+    Ours have norms and no biases, as the published models; the classes of transformers also build
+    the other forms, by default without norms.
+
+    Returns:
+        Names of the tensors that were added.
+    """
+    filled: list[str] = []
+    for name in [n for n in tensors if re.search(r"\.(lateral|refine)\.\w+\.0\.weight$", n)]:
+        stem = name.removesuffix("0.weight")
+        bias = tensors.pop(f"{stem}0.bias", None)
+        if f"{stem}1.weight" not in tensors:
+            added = identity_norm(len(tensors[name]), f"{stem}1.")
+            tensors |= added
+            filled += added
+        if bias is not None:
+            tensors[f"{stem}1.running_mean"] = tensors[f"{stem}1.running_mean"] - bias
+    return filled
 
 
 def dpt_arguments(found: Translation) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """Published EoMT checkpoints: names of their tensors, and what their shapes say.
 
-Sources: tue-mps/eomt (models/eomt.py, models/vit.py), Hugging Face transformers 5 (models/eomt and
-models/eomt_dinov3) and LightlyTrain 0.18. With DINOv3, the authors' encoder is that of
-transformers, so both files have its names; LightlyTrain's is Meta's.
+Sources: tue-mps/eomt (models/eomt.py, models/vit.py) and Hugging Face transformers 5 (models/eomt
+and models/eomt_dinov3). With DINOv3, the authors' encoder is that of transformers, so both files
+have its names. Those of LightlyTrain are in `lightly_layouts.py`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
+
+import torch
 
 from setr.catalog import query_blocks as usual_blocks
 from setr.errors import SetrError
@@ -24,8 +25,6 @@ _DINOV2 = {(384, 12): "small", (768, 12): "base", (1024, 24): "large", (1536, 40
 _DINOV3 = {(384, 12): "small", (768, 12): "base", (1024, 24): "large"}
 _GATED_DINOV3 = {(384, 12): "small_plus", (1280, 32): "huge_plus", (4096, 40): "7b"}
 _NORM_EPS = {"dinov2": 1e-6, "dinov3": 1e-5}
-_LIGHTLY_EPS = 1e-5
-"""Epsilon of LightlyTrain's norms between masks and patches; that of the others is 1e-6."""
 _SIDE = 512
 """Side in pixels of the crops of the authors' semantic model on DINOv3, which no tensor shows."""
 
@@ -33,7 +32,7 @@ _SIDE = 512
 def eomt(tensors: Tensors) -> Translation:
     """A checkpoint of the EoMT authors' repository; with DINOv3, usually differences to it."""
     on_dinov3 = any(name.endswith("backbone.patch_embed.register_tokens") for name in tensors)
-    return _joined(
+    return joined(
         tensors,
         dialect=DELTA if on_dinov3 else "eomt",
         encoder=r"(?:network\.)?encoder\.backbone\.(.+)",
@@ -62,7 +61,7 @@ def eomt_huggingface(tensors: Tensors) -> Translation:
         tensors = dict(tensors)
         table = tensors.pop("embeddings.position_embeddings.weight")
         tensors["embeddings.position_embeddings"] = table[None]
-    return _joined(
+    found = joined(
         tensors,
         dialect="eomt",
         encoder=r"((?:embeddings|layers|layernorm)\..+)",
@@ -76,50 +75,8 @@ def eomt_huggingface(tensors: Tensors) -> Translation:
         ],
         unused=r"attn_mask_probs|criterion\..+",
     )
-
-
-def eomt_lightly(tensors: Tensors) -> Translation:
-    """A semantic model on DINOv2 or DINOv3 that LightlyTrain exported, or its checkpoint."""
-    on_dinov3 = any("backbone.rope_embed." in name for name in tensors)
-    found = _joined(
-        tensors,
-        dialect="eomt",
-        encoder=r"model\.backbone\.(?!mask_token$)(.+)",
-        layout=dinov3 if on_dinov3 else timm,
-        heads=[
-            (r"model\.queries\.weight", "decoder.queries"),
-            (r"model\.(class_head|mask_head|upscale)\.(.+)", r"decoder.\1.\2"),
-        ],
-        unused=r"model\.backbone\.mask_token|criterion\..+",
-    )
-    found.settings["upscale_eps"] = _LIGHTLY_EPS
-    if not on_dinov3:  # the class token has a position, which timm's DINOv2 adds to it beforehand
-        own = found.tensors
-        table, token = own["encoder.vit.pos_embed"], own["encoder.vit.cls_token"]
-        own["encoder.vit.pos_embed"] = table[:, 1:]
-        own["encoder.vit.cls_token"] = token + table[:, :1]
+    found.settings["is_masked"] = bool(tensors.get("attn_mask_probs", torch.zeros(1)).any())
     return found
-
-
-def lightly_settings(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What an export of LightlyTrain records about a model, by the names used for others.
-
-    Returns:
-        `query_blocks`, `mean`, `std`, `side` (of the windows in pixels) and `classes`, by the ids
-        of its data. Empty for other files.
-
-    Raises:
-        one of `BROKEN`: a setting of another type.
-    """
-    if "image_normalize" not in meta:
-        return {}
-    return {
-        "query_blocks": int(meta["num_joint_blocks"]),
-        "mean": [float(value) for value in meta["image_normalize"]["mean"]],
-        "std": [float(value) for value in meta["image_normalize"]["std"]],
-        "side": min(int(side) for side in meta["image_size"]),
-        "classes": {int(key): str(name) for key, name in meta["classes"].items()},
-    }
 
 
 def _transformers_dinov3(tensors: Tensors) -> Translation:
@@ -133,7 +90,7 @@ def _transformers_dinov3(tensors: Tensors) -> Translation:
     return dinov3(rename(tensors, rules)[0])
 
 
-def _joined(
+def joined(
     tensors: Tensors, *, dialect: str, encoder: str, layout: Any, heads: list[Rule], unused: str
 ) -> Translation:
     """The encoder in one of the layouts of bare encoders, and the heads."""
@@ -141,7 +98,9 @@ def _joined(
     inner = layout({m[1]: tensors[name] for name, m in found.items() if m})
     renamed, rest = rename({n: v for n, v in tensors.items() if not found[n]}, heads)
     vit = {f"encoder.vit.{name}": value for name, value in inner.tensors.items()}
-    unexpected = inner.unexpected + [name for name in rest if not re.fullmatch(unused, name)]
+    if inner.unexpected:
+        raise SetrError(f"EoMT on an encoder of another form: it has {inner.unexpected[0]}")
+    unexpected = [name for name in rest if not re.fullmatch(unused, name)]
     masks = [value for name, value in tensors.items() if name.endswith("attn_mask_probs")]
     settings = {"query_blocks": masks[0].numel()} if masks else {}
     return Translation(dialect, vit | renamed, whole=True, unexpected=unexpected, settings=settings)
@@ -169,10 +128,49 @@ def eomt_architecture(
         query_blocks: number of blocks with queries, where no tensor shows it.
     """
     t = found.tensors
+    encoder, shape, grid_side = dino_encoder(t, num_heads, norm_eps)
+    depth = encoder_blocks(t)
+    blocks = query_blocks or found.settings.get("query_blocks") or usual_blocks(depth)
+    heads: dict[str, Any] = {"num_queries": len(t["decoder.queries"])}
+    patch = shape["patch_size"]
+    if (doublings := count_parts(t, r"decoder\.upscale\.(\d+)\.")) != usual_doublings(patch):
+        heads["doublings"] = doublings
+    if (eps := found.settings.get("upscale_eps")) is not None:
+        heads["norm_eps"] = eps
+    return {
+        "encoder": encoder,
+        "encoder_args": {**shape, "query_blocks": blocks},
+        "decoder": "eomt",
+        "num_classes": len(t["decoder.class_head.weight"]) - 1,
+        "taps": (depth,),
+        "img_size": img_size or grid_side or side or _SIDE,
+        "decoder_args": heads,
+    }
+
+
+def encoder_blocks(t: Tensors) -> int:
+    """The number of the encoder's blocks; an error among `BROKEN` without any."""
+    return 1 + max(int(m[1]) for n in t if (m := re.match(r"encoder\.vit\.blocks\.(\d+)\.", n)))
+
+
+def dino_encoder(
+    t: Tensors, num_heads: int | None = None, norm_eps: float | None = None
+) -> tuple[str, dict[str, Any], int | None]:
+    """A DINOv2 ViT or, if there are no position embeddings, DINOv3's, from the shapes of tensors.
+
+    Args:
+        t: tensors with our names.
+        num_heads: number of attention heads; by default one per 64 channels.
+        norm_eps: epsilon of the encoder's norms; by default DINOv2's or DINOv3's.
+
+    Returns:
+        Its timm name, the keyword arguments in which it differs, and the side in pixels of the
+        images whose grid the positions are for; None without positions.
+    """
     positions = t.get("encoder.vit.pos_embed")
     width = t["encoder.vit.cls_token"].shape[-1]
     patch = t["encoder.vit.patch_embed.proj.weight"].shape[-1]
-    depth = 1 + max(int(m[1]) for n in t if (m := re.match(r"encoder\.vit\.blocks\.(\d+)\.", n)))
+    depth, side = encoder_blocks(t), None
     if positions is not None:
         family, name = "dinov2", "vit_{}_patch14_reg4_dinov2"
         size, other = _DINOV2.get((width, depth)), "small"
@@ -183,28 +181,14 @@ def eomt_architecture(
         name = "vit_{}_patch16_dinov3" + ("_qkvb" if biased else "")
         size = (_GATED_DINOV3 if gated else _DINOV3).get((width, depth))
         other = "small_plus" if gated else "small"
-    blocks = query_blocks or found.settings.get("query_blocks") or usual_blocks(depth)
-    shape: dict[str, Any] = {"patch_size": patch, "query_blocks": blocks}
+    shape: dict[str, Any] = {"patch_size": patch}
     if size is None:
         shape |= {"embed_dim": width, "depth": depth, "num_heads": max(1, width // HEAD_WIDTH)}
     if num_heads:
         shape["num_heads"] = num_heads
     if norm_eps and norm_eps != _NORM_EPS[family]:
         shape["norm_eps"] = norm_eps
-    heads: dict[str, Any] = {"num_queries": len(t["decoder.queries"])}
-    if (doublings := count_parts(t, r"decoder\.upscale\.(\d+)\.")) != usual_doublings(patch):
-        heads["doublings"] = doublings
-    if (eps := found.settings.get("upscale_eps")) is not None:
-        heads["norm_eps"] = eps
     registers = t.get("encoder.vit.reg_token")
     if positions is not None and (registers is None or registers.shape[1] != _REGISTERS):
         shape["reg_tokens"] = 0 if registers is None else registers.shape[1]
-    return {
-        "encoder": name.format(size or other),
-        "encoder_args": shape,
-        "decoder": "eomt",
-        "num_classes": len(t["decoder.class_head.weight"]) - 1,
-        "taps": (depth,),
-        "img_size": img_size or side or _SIDE,
-        "decoder_args": heads,
-    }
+    return name.format(size or other), shape, side

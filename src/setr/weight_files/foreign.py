@@ -7,6 +7,7 @@ that reproduce each (see the table in docs/parity.md).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,13 +23,19 @@ from setr.model_info import ModelInfo
 from setr.reading.parsed import BROKEN
 from setr.weight_files.architecture import read_architecture
 from setr.weight_files.delta import add_base
-from setr.weight_files.dialects import translate
-from setr.weight_files.eomt import lightly_settings
 from setr.weight_files.licences import weights_licence
+from setr.weight_files.lightly_layouts import lightly_settings
 from setr.weight_files.linear_head import join_head, published_test
 from setr.weight_files.load_report import LoadReport
-from setr.weight_files.naming import DELTA, WHOLE, Translation
+from setr.weight_files.misfits import require_used
+from setr.weight_files.naming import DELTA, LIGHTLY_LINEAR, WHOLE, Translation
 from setr.weight_files.published import published_labels, published_settings
+from setr.weight_files.recorded_form import (
+    recorded_arguments,
+    require_known_form,
+    translate_file,
+)
+from setr.weight_files.recorded_test import squashed_size
 from setr.weight_files.tensorfiles import read_tensor_file
 from setr.weight_files.transformers_files import transformers_settings
 
@@ -37,6 +44,9 @@ _RENAMED_CLASSES = {"television receiver": "television"}
 _ANOTHER_ORDER = ("pascal_context", "pascal_context_59")
 """Data sets that mmsegmentation and SETR's authors name in FCN's order, whereas the ids in the
 masks of mmsegmentation's converter, and so those of its models, are alphabetical, as ours."""
+
+_HEADS = r"(decode\w*|\w*head|fpn|neck|classifier)\."
+"""How other code calls the heads of its models."""
 
 
 def convert_foreign(
@@ -79,9 +89,9 @@ def convert_foreign(
     """
     source = str(path)
     file = read_tensor_file(Path(path))
-    found = translate(file.tensors, source)
+    found = translate_file(file, source)
     meta = file.meta
-    if found.dialect in ("dpt-transformers", "beit-transformers", "eomt"):
+    if found.dialect in ("dpt-transformers", "beit-transformers", "eomt", LIGHTLY_LINEAR):
         with _understood(source, "what is stored beside its tensors does"):
             meta = {**meta, **lightly_settings(meta), **transformers_settings(file.path.parent)}
     if found.dialect == "setr" and Path(path).is_dir():
@@ -90,8 +100,12 @@ def convert_foreign(
             "`setr convert --model NAME` loads its weights into another model"
         )
     if found.dialect not in (*WHOLE, "linear", DELTA):
+        parts = [name for name in found.unexpected if re.match(_HEADS, name)]
+        only = (
+            f"an encoder and heads of another kind ({parts[0]}, …)" if parts else "an encoder only"
+        )
         raise UsageError(
-            f"{source}: holds {'bare weights' if found.whole else 'an encoder only'} (layout "
+            f"{source}: holds {'bare weights' if found.whole else only} (layout "
             f"{found.dialect}); give the model's folder, or load it into a model: "
             "setr.load_weights(model, path), --model.pretrained, or `setr convert --model NAME`"
         )
@@ -114,7 +128,11 @@ def convert_foreign(
         else:
             if is_delta:
                 found = add_base(found, source, pretrained=pretrained, num_heads=num_heads)
+            if found.dialect == "mmseg":
+                require_known_form(meta, source)
             arguments = read_architecture(found, meta, source=source, **shape)
+            if found.dialect == "mmseg":
+                arguments |= recorded_arguments(meta)
             model, report = _build(arguments | {"odd_sizes": odd_sizes}, found, source)
     if labels is None and not is_head:
         labels = published_labels(found, meta, arguments["decoder"], model.num_classes)
@@ -129,6 +147,10 @@ def convert_foreign(
     else:
         with _understood(source, "what is stored beside its tensors does"):
             crop, protocol, mean, std = published_settings(found, meta, arguments, labels)
+    if found.dialect == "mmseg" and (size := squashed_size(meta)):
+        report.differences.append(f"tested on images squashed to {size[0]}x{size[1]}, here not")
+    if found.settings.get("is_masked"):
+        report.differences.append("masked attention in transformers' predictions, here not")
     channels = model.encoder.in_chans
     info = ModelInfo(
         labels=labels,
@@ -184,6 +206,9 @@ def _build(arguments: dict[str, Any], found: Translation, source: str) -> tuple[
             f"{source}: {wrong[0]} {what}; {len(wrong)} of {len(own)} tensors do not fit the "
             "architecture its other tensors describe"
         )
+    is_port = found.dialect == "mmseg"  # whose layers all count
+    parts = [n for n in found.unexpected if is_port and re.match(r"(backbone|neck|decoder)\.", n)]
+    require_used(source, given, own, parts)
     state = {
         n: torch.empty(t.shape, dtype=t.dtype, device="cpu").copy_(given[n]) for n, t in own.items()
     }

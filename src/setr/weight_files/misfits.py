@@ -6,8 +6,9 @@ import re
 
 from torch import Tensor
 
-from setr.errors import UsageError
+from setr.errors import SetrError, UsageError
 from setr.weight_files.form import as_option, other_bands, shown_arguments, unplaced
+from setr.weight_files.naming import count_parts
 from setr.weight_files.stem import PATCHES, POSITIONS
 
 MIN_MATCH = 0.95
@@ -67,6 +68,39 @@ def require_encoder(
         f"{source}: fits {share:.0%} of the encoder ({detail}); {fix}, or load what fits: "
         "partial=True, `setr convert --partial`"
     )
+
+
+_AROUND = r"encoder\.vit\.(norm|fc_norm|head\w*|pre_logits|mask_token)(\.|$)|aux_heads\."
+"""Names of tensors that no prediction of a whole model needs."""
+
+
+def require_used(
+    source: str, given: dict[str, Tensor], own: dict[str, Tensor], unknown: list[str]
+) -> None:
+    """Raise `SetrError` if a model of other code computes with tensors that have no place here.
+
+    Blocks behind the last one that is read, and zeros, change nothing.
+
+    Args:
+        source: name of the file.
+        given: its tensors, under the model's names.
+        own: the model's tensors.
+        unknown: names in the file without a counterpart that the model of other code needs.
+    """
+    depth = count_parts(own, r"encoder\.vit\.blocks\.(\d+)\.")
+    homeless = list(unknown)
+    for name, value in given.items():
+        block = re.match(r"encoder\.vit\.blocks\.(\d+)\.", name)
+        is_behind = block is not None and int(block[1]) >= depth
+        if name in own or is_behind or re.match(_AROUND, name):
+            continue
+        if value.is_floating_point() and value.any():
+            homeless.append(name)
+    if homeless:
+        raise SetrError(
+            f"{source}: {homeless[0]} has no place in the architecture its other tensors describe, "
+            "so the model would compute something else; its form is not supported"
+        )
 
 
 _BY_CLASS = {

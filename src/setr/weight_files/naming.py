@@ -9,10 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
-WHOLE = ("official", "mmseg", "segmenter", "eomt", "dpt", "dpt-transformers", "beit-transformers")
+LIGHTLY_LINEAR = "lightly-linear"
+"""Dialect of LightlyTrain's linear heads with their encoder."""
+WHOLE = ("official", "mmseg", "segmenter", "eomt", "dpt", "dpt-transformers", "beit-transformers",
+         LIGHTLY_LINEAR)  # fmt: skip
 """Dialects of whole models from other code bases."""
 DELTA = "eomt-delta"
 """Dialect of EoMT on DINOv3 whose encoder is stored as the difference to DINOv3's weights."""
@@ -20,6 +24,8 @@ Rule = tuple[str, str | Callable[[re.Match], str]]
 """A regular expression for the full name, and a replacement: template or function of the match."""
 CONV_BN = {"conv": "0", "bn": "1"}
 """Names of the parts of a convolution in mmsegmentation -> their numbers in ours."""
+NORM_EPS = 1e-5
+"""Epsilon of all batch norms: PyTorch's."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,19 @@ def count_parts(tensors: Tensors, pattern: str) -> int:
     """
     found = {int(m[1]) for name in tensors if (m := re.match(pattern, name))}
     return max(found) + 1 if found else 0
+
+
+def identity_norm(channels: int, prefix: str) -> Tensors:
+    """The tensors of a batch norm that changes nothing in eval mode, whose names begin so."""
+    one = torch.ones(channels)
+    named = {
+        "weight": (one + NORM_EPS).sqrt(),
+        "bias": torch.zeros_like(one),
+        "running_mean": torch.zeros_like(one),
+        "running_var": one,
+        "num_batches_tracked": torch.tensor(0),
+    }
+    return {prefix + name: value for name, value in named.items()}
 
 
 def recorded(meta: Mapping[str, Any], key: str) -> Any:

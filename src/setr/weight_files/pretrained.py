@@ -14,6 +14,7 @@ from setr.reading.urls import is_url
 from setr.weight_files.dialects import translate
 from setr.weight_files.load_report import LoadReport
 from setr.weight_files.naming import Translation
+from setr.weight_files.recorded_form import translate_file
 from setr.weight_files.tensorfiles import (
     WEIGHTS,
     holds_weights,
@@ -52,7 +53,7 @@ def encoder_weights(
     """The tensors that `load_encoder` would load, with our names, and where they are from."""
     file = local_file(source)
     if file is not None:
-        return translate(read_tensor_file(file).tensors, str(file)), str(file)
+        return translate_file(read_tensor_file(file), str(file)), str(file)
     name = pretrained_id(_timm_name(model, resnet), source)
     return translate(_download(name), name), name
 

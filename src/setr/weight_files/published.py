@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from setr.labels import Labels, known_labels, known_name
 from setr.model_info import ModelInfo
 from setr.protocols import Protocol, preset
-from setr.weight_files.naming import Tensors, Translation, recorded
+from setr.weight_files.naming import LIGHTLY_LINEAR, Tensors, Translation, recorded
 from setr.weight_files.recorded_test import recorded_normalisation, recorded_protocol
 
 _DATASETS = {150: "ade20k", 19: "cityscapes"}
@@ -82,10 +82,10 @@ def _usual_settings(
     size = arguments["img_size"]
     crop = (size, size) if isinstance(size, int) else tuple(size)
     imagenet = ModelInfo(labels)
-    if decoder in ("segmenter", "linear"):
+    if decoder in ("segmenter", "linear") and found.dialect != LIGHTLY_LINEAR:
         protocol = segmenter_test(crop, labels, port=port)
         return Settings(crop, protocol, *segmenter_normalisation(found.tensors, labels))
-    if decoder == "eomt":
+    if decoder in ("eomt", "linear"):
         mean, std = (tuple(meta.get(k) or getattr(imagenet, k)) for k in ("mean", "std"))
         side = meta.get("side")
         return Settings(crop, eomt_test((side, side) if side else crop), mean, std)

@@ -1,21 +1,14 @@
-"""How mmsegmentation tests and normalises, from the configuration in its training checkpoints.
-
-The configuration is Python text. It is parsed, never executed: calls of `dict`, and literals, are
-read, and everything else is left out.
-"""
+"""How mmsegmentation tests and normalises, from the configuration in its training checkpoints."""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from setr.protocols import Protocol
 from setr.reading.parsed import BROKEN
-
-_LONGEST = 1_000_000
-"""Longest text in characters that is parsed."""
+from setr.weight_files.recorded_text import normalisations_of, reads_bgr, settings_of, steps_of
 
 
 def recorded_protocol(meta: Mapping[str, Any], usual: Protocol) -> Protocol:
@@ -25,7 +18,7 @@ def recorded_protocol(meta: Mapping[str, Any], usual: Protocol) -> Protocol:
         meta: values stored beside its tensors.
         usual: the published test of its model and data set.
     """
-    values = _settings(meta)
+    values = settings_of(meta)
     try:
         return _resized(values, _windows(values, usual))
     except BROKEN:  # a configuration of another form
@@ -39,15 +32,28 @@ def recorded_normalisation(
 
     mmsegmentation 1 calls them `data_preprocessor`, 0 `img_norm_cfg`, both for pixels 0 to 255.
     """
-    values = _settings(meta)
-    for place in (values.get("data_preprocessor"), values.get("img_norm_cfg")):
+    values = settings_of(meta)
+    for place in normalisations_of(values):
+        given = place
+        if place.get("type") == "SegDataPreProcessor" and place.get("mean") is None:
+            given = {"mean": [0] * 3, "std": [1] * 3}  # pixels as they are
         try:
-            mean, std = (tuple(float(v) / 255 for v in place[key]) for key in ("mean", "std"))  # type: ignore[index]
+            mean, std = (tuple(float(v) / 255 for v in given[key]) for key in ("mean", "std"))
         except BROKEN:
             continue
         if len(mean) == len(std) and min(std) > 0:
-            return mean, std
+            is_turned = len(mean) == len("bgr") and reads_bgr(values)
+            return (mean[::-1], std[::-1]) if is_turned else (mean, std)
     return None
+
+
+def squashed_size(meta: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(width, height) to which the recorded test squashes images, whatever their aspect ratio."""
+    try:
+        size, kept = _resize(settings_of(meta)) or (None, True)
+    except BROKEN:
+        return None
+    return None if kept else size
 
 
 def _windows(values: dict[str, Any], usual: Protocol) -> Protocol:
@@ -64,60 +70,32 @@ def _windows(values: dict[str, Any], usual: Protocol) -> Protocol:
 
 
 def _resized(values: dict[str, Any], usual: Protocol) -> Protocol:
-    """`usual` with the sides of the test pipeline; its images have the scale of the last resize.
+    """`usual` with the sides of the test pipeline.
 
-    A resize that does not keep the aspect ratio has no counterpart here.
+    Where that squashes images to one size, they keep their aspect ratio here, and the short side is
+    that of this size.
     """
-    for step in _steps(values.get("test_pipeline")):
-        scale = step.get("img_scale" if step.get("type") == "MultiScaleFlipAug" else "scale")
-        resize = step.get("type") in ("Resize", "MultiScaleFlipAug")
-        if resize and scale and step.get("keep_ratio", True):
-            short, long = sorted(_pair(scale))
-            return dataclasses.replace(usual, short_side=short, long_side=long)
-    return usual
+    size, kept = _resize(values) or (None, True)
+    if size is None:
+        return usual
+    short, long = sorted(size)
+    return dataclasses.replace(usual, short_side=short, long_side=long if kept else None)
+
+
+def _resize(values: dict[str, Any]) -> tuple[tuple[int, int], bool] | None:
+    """The scale of the test pipeline's first resize, and whether it keeps the aspect ratio."""
+    steps = [*steps_of(values.get("test_pipeline"))]
+    resize = next((step for step in steps if step.get("type") == "Resize"), None)
+    outer = next((step for step in steps if step.get("type") == "MultiScaleFlipAug"), None)
+    if outer is not None:  # version 0
+        scale, kept = outer.get("img_scale"), (resize or {}).get("keep_ratio", True)
+    elif resize is not None:
+        scale, kept = resize.get("scale"), resize.get("keep_ratio", False)
+    else:
+        return None
+    return (_pair(scale), bool(kept)) if scale else None
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    first, second = value
+    first, second = (value, value) if isinstance(value, int) else value
     return int(first), int(second)
-
-
-def _steps(pipeline: Any) -> Iterator[dict[str, Any]]:
-    """The dictionaries of a pipeline, in order, with those inside others behind them."""
-    for step in pipeline if isinstance(pipeline, list) else ():
-        if isinstance(step, dict):
-            yield step
-            yield from _steps(step.get("transforms"))
-
-
-def _settings(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The assignments of a configuration; none if there is no readable text."""
-    text = meta.get("cfg") or meta.get("config")
-    if not isinstance(text, str) or len(text) > _LONGEST:
-        return {}
-    try:
-        body = ast.parse(text).body
-        return {
-            target.id: _value(statement.value)
-            for statement in body
-            if isinstance(statement, ast.Assign)
-            for target in statement.targets
-            if isinstance(target, ast.Name)
-        }
-    except (SyntaxError, MemoryError, *BROKEN):
-        return {}
-
-
-def _value(node: ast.expr) -> Any:
-    """A literal, or a `dict(…)` of such; None for anything else."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
-        return {word.arg: _value(word.value) for word in node.keywords}
-    if isinstance(node, ast.Dict):
-        return {
-            key.value: _value(value)
-            for key, value in zip(node.keys, node.values, strict=True)
-            if isinstance(key, ast.Constant)
-        }
-    if isinstance(node, ast.List | ast.Tuple):
-        return [_value(part) for part in node.elts]
-    return node.value if isinstance(node, ast.Constant) else None

@@ -15,7 +15,15 @@ from typing import Any
 import torch
 
 from setr.weight_files.dpt_layouts import mmseg_dpt
-from setr.weight_files.naming import CONV_BN, Rule, Tensors, Translation, count_parts, rename
+from setr.weight_files.naming import (
+    CONV_BN,
+    Rule,
+    Tensors,
+    Translation,
+    count_parts,
+    identity_norm,
+    rename,
+)
 from setr.weight_files.relative_bias import drop_key_bias, without_pairs
 from setr.weight_files.upernet import MARKER, upernet_rules
 
@@ -121,6 +129,8 @@ def _mmseg_segmenter(tensors: Tensors) -> list[Rule]:
 
     Its linear head is a single classifier, for which `mmseg` has a rule.
     """
+    if any(re.match(r"decoder\.up_convs|neck\.", name) for name in tensors):
+        return []
     norm = "norm" if "decoder.cls_emb" in tensors else "norms.0"
     return [
         (r"backbone\.ln1\.(.+)", rf"decoder.{norm}.\1"),
@@ -198,15 +208,7 @@ def _fill_batch_norm(tensors: Tensors) -> list[str]:
     """Add an identity batch norm in front of the port's linear classifier."""
     if "decoder.norms.0.weight" not in tensors:
         return []
-    one = torch.ones_like(tensors["decoder.norms.0.weight"])
-    filled = {
-        "weight": (one + 1e-5).sqrt(),
-        "bias": torch.zeros_like(one),
-        "running_mean": torch.zeros_like(one),
-        "running_var": one,
-        "num_batches_tracked": torch.tensor(0),
-    }
-    named = {f"decoder.batch_norm.{name}": value for name, value in filled.items()}
+    named = identity_norm(len(tensors["decoder.norms.0.weight"]), "decoder.batch_norm.")
     tensors.update(named)
     return list(named)
 

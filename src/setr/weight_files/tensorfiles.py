@@ -34,15 +34,22 @@ WEIGHTS = tuple(
 """Names of weights in a folder of transformers or of this toolkit, the first that is there: one
 file, or the index of several."""
 _INERT_PACKAGES = frozenset(
-    {"addict", "argparse", "collections", "datetime", "mmcls", "mmcv", "mmdet", "mmengine"}
-    | {"mmpretrain", "mmseg", "numpy", "omegaconf", "pytorch_lightning", "yacs"}
+    {"addict", "argparse", "collections", "datetime", "lightning", "lightning_fabric", "mmcls"}
+    | {"mmcv", "mmdet", "mmengine", "mmpretrain", "mmseg", "numpy", "omegaconf"}
+    | {"pytorch_lightning", "yacs"}
 )
 """Packages whose objects occur in checkpoints; they become placeholders, without any import."""
 _SETTINGS = (".py", ".yaml", ".yml", ".json")
-_STATES = ("state_dict", "model", "model_state", "teacher", "module", "target_encoder")
-"""Where training frameworks store the weights in a checkpoint, the first that is there."""
+_STATES = (
+    *("state_dict_ema", "model_ema", "state_dict", "model", "model_state", "teacher", "module"),
+    "target_encoder",
+)
+"""Where training frameworks store the weights in a checkpoint, the first that is there; timm and
+DeiT store moving averages beside the last weights, and timm reads those first, too."""
 _SETTINGS_IN = ("meta", "model_init_args")
 """Where training frameworks store settings in a checkpoint: mmengine, LightlyTrain."""
+_EXPORTED = "exported_models"
+"""Where LightlyTrain writes models; its training state, in a folder beside it, contains code."""
 _LEGACY_PICKLES = 5  # magic number, protocol, system, values, storage keys; then raw numbers
 _INERT_NAMES = (
     frozenset(f"builtins.{name}" for name in ("getattr", "slice", "set", "bytearray", "complex"))
@@ -212,9 +219,11 @@ def _read_torch(path: Path) -> TensorFile:
         foreign = [n for n in sorted(_globals(path)) if not n.startswith("torch.")]
         code = [n for n in foreign if not _is_inert(n)]
         if code:
+            fix = "get a file with tensors only, preferably .safetensors"
+            if path.resolve().parent.with_name(_EXPORTED).is_dir():
+                fix = f"give a model of the folder {_EXPORTED} beside its own"
             raise SetrError(
-                f"{path}: contains code ({code[0]}), which is never run; get a file with tensors "
-                "only, preferably .safetensors"
+                f"{path}: contains code ({code[0]}), which is never run; {fix}"
             ) from None
         try:
             with torch.serialization.safe_globals([(_Placeholder, name) for name in foreign]):

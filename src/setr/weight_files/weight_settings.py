@@ -23,6 +23,12 @@ _SETTINGS = {
 """Files beside the weights of timm and of transformers: the part with the two values, and their
 names; timm's older files have no such part."""
 
+_ACTIVATIONS = {
+    **dict.fromkeys(("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"), "gelu"),
+    **{"quick_gelu": "quick_gelu", "relu": "relu"},
+}
+"""Activations by transformers' names -> timm's; the forms of GELU are the same to 1e-3."""
+
 
 class Normalisation(NamedTuple):
     """Mean and standard deviation of each channel, for pixels from 0 to 1."""
@@ -77,10 +83,10 @@ def _of_timm(name: str) -> Normalisation | None:
     return _three(config.mean, config.std) if config else None
 
 
-def require_heads(vit: Any, encoder: str, source: str) -> None:
-    """Check the number of attention heads against the settings beside the weights, if there are.
+def require_recorded(vit: Any, encoder: str, source: str) -> None:
+    """Check heads and activation against the settings beside the weights, if there are.
 
-    With another number the same weights compute something else.
+    With another number of heads, or another activation, the same weights compute something else.
 
     Args:
         vit: timm's model, or what an encoder has in its place.
@@ -88,20 +94,35 @@ def require_heads(vit: Any, encoder: str, source: str) -> None:
         source: of the weights, as `load_encoder` takes it.
 
     Raises:
-        SetrError: another number.
+        SetrError: another number, or an activation of another kind.
     """
-    ours = getattr(getattr(vit.blocks[0], "attn", None), "num_heads", None)
     values = _beside(source, "config.json")
-    arguments = values.get("model_args")
-    theirs = values.get("num_attention_heads")
+    if isinstance(part := values.get("vision_config"), dict):  # CLIP and SigLIP
+        values = part
     if values.get("hidden_size") not in (None, vit.embed_dim):
         return  # of another part, such as a language model
+    block = vit.blocks[0]
+    ours = getattr(getattr(block, "attn", None), "num_heads", None)
+    arguments = values.get("model_args")
+    theirs = values.get("num_attention_heads")
     if theirs is None and isinstance(arguments, dict):
         theirs = arguments.get("num_heads")
     if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs:
         raise UsageError(
             f"{source}: its config.json has {theirs} attention heads, {encoder} has {ours}; choose "
             f"another encoder, or add --model.encoder-args num_heads={theirs}"
+        )
+    mlp: Any = getattr(block, "mlp", None)
+    activation = values.get("hidden_act")
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
+        return
+    if type(mlp).__name__ != "Mlp":  # gated layers have theirs
+        return
+    wanted, name = _ACTIVATIONS[activation], type(mlp.act).__name__
+    if name.lower().removesuffix("tanh") != wanted.replace("_", ""):
+        raise UsageError(
+            f"{source}: its config.json has the activation {activation}, {encoder} has {name}; "
+            f"choose another encoder, or add --model.encoder-args act_layer={wanted}"
         )
 
 
