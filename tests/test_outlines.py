@@ -588,6 +588,10 @@ def test_a_file_of_yolo_is_refused_for_a_folder_of_others(tmp_path, capsys):
     put(tmp_path / "a.yaml", "path: nowhere\nnames: [a]\n")
     assert main(["init-data", str(tmp_path / "a.yaml")]) == USAGE
     assert "path: nowhere leads to" in capsys.readouterr().err
+    train = tmp_path / "photos"
+    put(tmp_path / "x" / "a.yaml", f"train: {train}\nnames: [a]\n")
+    assert main(["init-data", str(tmp_path / "x" / "a.yaml")]) == USAGE
+    assert f"{train} is outside {tmp_path / 'x'}; name the folder" in capsys.readouterr().err
     put(tmp_path / "a.yaml", "names: 3\n")
     assert main(["init-data", str(tmp_path / "a.yaml")]) == USAGE
     assert "no YAML file with names of classes" in capsys.readouterr().err

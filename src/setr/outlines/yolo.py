@@ -29,12 +29,20 @@ def yolo_folder(file: Path) -> Path:
     """The folder that a YAML file of Ultralytics describes.
 
     Raises:
-        SetrError: the file cannot be read, or names no folder.
+        SetrError: the file cannot be read, names no folder, or has a split outside of it.
     """
     described = _read(file)
     if not described:
         raise UsageError(f"{file}: no YAML file with names of classes, as Ultralytics has it")
-    return described_folder(file, str(described.get("path", ".")))
+    root = described_folder(file, str(described.get("path", ".")))
+    for place in (place for split in SPLITS for place in _places(described, split)):
+        there = (root / place).resolve()
+        if there.exists() and not there.is_relative_to(root.resolve()):
+            raise UsageError(
+                f"{file}: {place} is outside {root}; name the folder of all images and labels as "
+                "path:"
+            )
+    return root
 
 
 def yolo_outlines(
@@ -127,14 +135,19 @@ def _read(file: Path) -> dict[str, Any]:
     return values if named else {}
 
 
+def _places(described: dict[str, Any], split: str) -> list[str]:
+    """The folders and lists of a split."""
+    given = described.get(split) or []
+    return [str(place) for place in (given if isinstance(given, list) else [given])]
+
+
 def _splits(
     root: Path, images: list[str], index: ImageIndex, described: dict[str, Any]
 ) -> dict[str, str]:
     """The split of each image, from the folders or list files that a YAML file gives for splits."""
     base, found = root / str(described.get("path", ".")), dict[str, str]()
     for split in SPLITS:
-        given = described.get(split) or ()
-        for place in map(str, given if isinstance(given, list) else [given]):
+        for place in _places(described, split):
             listed = next((p for p in (base / place, root / place) if p.exists()), root / place)
             if listed.is_dir():
                 folder = os.path.relpath(listed, root)
