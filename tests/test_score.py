@@ -71,9 +71,8 @@ def test_predictions_that_are_classes_beside_truth_with_zero_for_the_rest(tmp_pa
     for number in range(3):
         truth = rng.integers(0, 4, (20, 30)).astype(np.uint8)  # 0: other; no pixel of class 3
         pred = rng.integers(0, 4, (20, 30)).astype(np.uint8)
-        for folder, mask in (("truth", truth), ("pred", pred)):
-            (tmp_path / folder).mkdir(exist_ok=True)
-            Image.fromarray(mask).save(tmp_path / folder / f"{number}.png")
+        save(tmp_path / "truth", **{f"{number}": truth})
+        save(tmp_path / "pred", **{f"{number}": pred})
         counted = truth > 0
         pairs = pred[counted], truth[counted] - 1
         hits += np.bincount(pairs[0][pairs[0] == pairs[1]], minlength=4)
