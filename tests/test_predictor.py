@@ -144,9 +144,9 @@ def test_lists_and_iterators_are_many_images(model_dir, photo, tmp_path):
     for given in (paths, tuple(paths), column):
         with pytest.raises(SetrError, match="takes one image; predict_all takes several"):
             predictor.predict(given)
+        assert len(predictor.predict_batch(iter(given))) == 2
     with pytest.raises(SetrError, match=r"\*\.png: is a pattern; predict_all takes patterns"):
         predictor.predict(str(tmp_path / "*.png"))
-        assert len(predictor.predict_batch(iter(given))) == 2
     for one in (paths[0], str(paths[0]), paths[0].read_bytes()):
         with pytest.raises(SetrError, match="predict_batch takes a list of images"):
             predictor.predict_batch(one)
