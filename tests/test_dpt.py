@@ -403,6 +403,41 @@ def test_a_folder_of_transformers(tmp_path, name, capsys):
     assert_same(setr.load(folder, device="cpu").model.eval(), found, 64, 64)
 
 
+@pytest.mark.parametrize("with_norms", [False, True])
+def test_residual_units_of_transformers_with_biases(tmp_path, with_norms):
+    """Its defaults are without batch norms there (`use_batch_norm_in_fusion_residual`)."""
+    model = own(pos_interp="bilinear", decoder_args={"channels": 8, "final_scale": 2})
+    state = split_attention(renamed(model, TRANSFORMERS))
+    norms = [n.rpartition(".")[0] for n in state if re.search(r"residual.*norm.*weight$", n)]
+    assert len(norms) == 2 * (2 * 4 - 1)
+    units = [m for m in model.neck.fusions.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(units) == len(norms)
+    for name in norms:
+        bias = torch.randn(len(state[f"{name}.bias"]))
+        state[name.replace("batch_norm", "convolution") + ".bias"] = bias
+        for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            if not with_norms:
+                del state[f"{name}.{part}"]
+    found, _, report = convert_foreign(
+        write_folder(tmp_path / "dpt", state, CONFIG, "model.safetensors")
+    )
+    assert report.unexpected == []
+    fusions = dict(found.neck.fusions.named_modules())
+    for index, fusion in enumerate(model.neck.fusions):
+        for part, unit in ((p, getattr(fusion, p)) for p in ("lateral", "refine")):
+            for layer in ("first", "second") if unit is not None else ():
+                convolution, norm = getattr(unit, layer)[0], getattr(unit, layer)[1]
+                place = 3 - index
+                name = f"neck.fusion_stage.layers.{place}.residual_layer{1 + (part == 'refine')}"
+                bias = state[f"{name}.convolution{1 + (layer == 'second')}.bias"]
+                x = torch.randn(1, convolution.in_channels, 5, 6)
+                expected = convolution(x) + bias[:, None, None]
+                expected = norm.eval()(expected) if with_norms else expected
+                there = fusions[f"{index}.{part}.{layer}"].eval()
+                actual = there[1](there[0](x))
+                torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "count"),
     [("model.safetensors", 1), ("pytorch_model.bin", 1), ("model.safetensors.index.json", 3)],

@@ -14,8 +14,18 @@ from typing import Any
 
 from setr.errors import SetrError
 from setr.weight_files.encoder_layouts import huggingface, timm
-from setr.weight_files.naming import Rule, Tensors, Translation, count_parts, recorded, rename
+from setr.weight_files.naming import (
+    Rule,
+    Tensors,
+    Translation,
+    count_parts,
+    fill_batch_norm,
+    recorded,
+    rename,
+)
 
+_UNIT = r"neck\.fusions\.\d+\.(lateral|refine)\.(first|second)\."
+"""Our names of a convolution (0) and its batch norm (1) in a residual unit."""
 _UNITS = {"1": "lateral", "2": "refine"}
 _LAYERS = {"1": "first", "2": "second"}
 _KINDS = {"conv": "0", "convolution": "0", "bn": "1", "batch_norm": "1"}
@@ -60,7 +70,25 @@ def transformers_dpt(tensors: Tensors) -> Translation:
         ),
         *_sequential_heads(r"head\.head", r"auxiliary_head\.head"),
     ]
-    return _joined("dpt-transformers", huggingface(encoder), rest, rules)
+    found = _joined("dpt-transformers", huggingface(encoder), rest, rules)
+    found.filled.extend(_normalise(found.tensors))
+    return found
+
+
+def _normalise(tensors: Tensors) -> list[str]:
+    """Make the biases of residual units part of their batch norms, which are added where none are.
+
+    With transformers' own defaults, and so in models that were fine-tuned from one for depth, the
+    units have biases in place of norms.
+    """
+    filled = []
+    for name in [n for n in tensors if re.fullmatch(_UNIT + r"0\.bias", n)]:
+        norm, bias = name.replace("0.bias", "1"), tensors.pop(name)
+        if f"{norm}.running_mean" in tensors:
+            tensors[f"{norm}.running_mean"] = tensors[f"{norm}.running_mean"] - bias
+        else:
+            filled += fill_batch_norm(tensors, norm, bias)
+    return filled
 
 
 def mmseg_dpt(tensors: Tensors) -> list[Rule]:

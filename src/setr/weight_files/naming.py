@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
@@ -43,6 +44,25 @@ class Translation:
     unexpected: list[str] = field(default_factory=list)
     filled: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+
+
+def fill_batch_norm(tensors: Tensors, name: str, bias: Tensor) -> list[str]:
+    """Add a batch norm that adds `bias` and changes nothing else, in eval mode.
+
+    Returns:
+        The names of its tensors.
+    """
+    one = torch.ones_like(bias)
+    values = {
+        "weight": (one + 1e-5).sqrt(),
+        "bias": bias,
+        "running_mean": torch.zeros_like(bias),
+        "running_var": one,
+        "num_batches_tracked": torch.tensor(0),
+    }
+    named = {f"{name}.{part}": value for part, value in values.items()}
+    tensors.update(named)
+    return list(named)
 
 
 def rename(tensors: Tensors, rules: list[Rule]) -> tuple[Tensors, list[str]]:

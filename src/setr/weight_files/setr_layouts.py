@@ -15,7 +15,15 @@ from typing import Any
 import torch
 
 from setr.weight_files.dpt_layouts import mmseg_dpt
-from setr.weight_files.naming import CONV_BN, Rule, Tensors, Translation, count_parts, rename
+from setr.weight_files.naming import (
+    CONV_BN,
+    Rule,
+    Tensors,
+    Translation,
+    count_parts,
+    fill_batch_norm,
+    rename,
+)
 from setr.weight_files.relative_bias import drop_key_bias, without_pairs
 from setr.weight_files.upernet import MARKER, upernet_rules
 
@@ -198,17 +206,8 @@ def _fill_batch_norm(tensors: Tensors) -> list[str]:
     """Add an identity batch norm in front of the port's linear classifier."""
     if "decoder.norms.0.weight" not in tensors:
         return []
-    one = torch.ones_like(tensors["decoder.norms.0.weight"])
-    filled = {
-        "weight": (one + 1e-5).sqrt(),
-        "bias": torch.zeros_like(one),
-        "running_mean": torch.zeros_like(one),
-        "running_var": one,
-        "num_batches_tracked": torch.tensor(0),
-    }
-    named = {f"decoder.batch_norm.{name}": value for name, value in filled.items()}
-    tensors.update(named)
-    return list(named)
+    none = torch.zeros_like(tensors["decoder.norms.0.weight"])
+    return fill_batch_norm(tensors, "decoder.batch_norm", none)
 
 
 def upsampling_arguments(t: Tensors, port: bool) -> dict[str, Any]:
