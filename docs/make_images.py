@@ -17,8 +17,8 @@ from setr.data import scenes
 from setr.images import encode_png
 from setr.pages.montage import montage, with_legend
 from setr.pages.page import heat
-from setr.reading.files import write_bytes
 from setr.result import Result
+from setr.writing import write_bytes
 
 COLUMNS, ZOOM, GAP, SCALE = 6, 2, 6, 3
 

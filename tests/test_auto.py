@@ -280,6 +280,19 @@ def test_a_yaml_file_of_outlines_is_taken_for_its_folder(photos, capsys):
     assert stages(capsys.readouterr().err) == []
 
 
+def test_a_yaml_file_of_outlines_elsewhere_is_taken_for_the_folder_it_names(photos, capsys):
+    shutil.rmtree(Path(photos, "masks"))
+    Path(photos, "labels").mkdir()
+    for i in range(10):
+        write_bytes(Path(photos, f"labels/{i}.txt"), b"0 0.1 0.1 0.9 0.1 0.9 0.9\n")
+    given = Path("elsewhere.yaml")
+    given.write_text(f"path: {photos}\ntrain: images\nval: images\nnames: [road, car]\n")
+    for ran in ([f"setr init-data {given}"], []):
+        assert _described(DataConfig(root=str(given))) == photos
+        assert stages(capsys.readouterr().err) == ran
+    assert '0: "road"' in Path(photos, "data.yaml").read_text()
+
+
 def test_a_yaml_file_of_masks_is_read_as_it_is(photos, capsys):
     given = Path(photos, "data.yaml")
     names = ", ".join(LABELS.classes)

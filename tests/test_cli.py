@@ -80,6 +80,7 @@ def test_every_verb_has_help(verb, capsys):
     [
         (["trian"], "did you mean 'train'?"),
         (["test", "runs/x"], "'test' is not a command; did you mean 'eval'?"),
+        (["browse_dataset", "x"], "'browse_dataset' is not a command; did you mean 'doctor'?"),
         (["help", "trian"], "did you mean 'train'?"),
         (["train"], "setr recipes"),
         (["train", "--resume", "demoo"], "nearest: demo"),
@@ -102,7 +103,8 @@ def test_every_verb_has_help(verb, capsys):
         ),
         (["train", "photos/data.yaml"], "a data set, not a run; to train on this data: setr auto"),
         (["train", "photos/typo.yaml"], "unknown key 'optin'; did you mean 'optim'?"),
-        (["models", "nothing*"], "no model matches"),
+        (["models", "nothing*"], "no model matches 'nothing*'; `setr models` lists all"),
+        (["models", "*dinov3*"], "; `setr models --encoders '*dinov3*'` lists encoders"),
         (["predict", "nowhere", "nothing.png"], "-o is missing"),
     ],
 )

@@ -66,6 +66,8 @@ def test_a_name_of_another_toolkit_is_answered():
     predictor = setr.load(model, info=setr.ModelInfo(labels=Labels(("a",))))
     with pytest.raises(AttributeError, match=r"'Predictor' has no attribute 'val'; use setr\.eval"):
         predictor.val(data="x")
+    with pytest.raises(AttributeError, match=r"use setr\.train\(config, trackers=\[…\]\)"):
+        predictor.add_callback("on_train_end", print)
     for owner in (model, setr.SETR):
         with pytest.raises(AttributeError, match=r"'save_pretrained'; use setr\.save_pretrained"):
             owner.save_pretrained("x")

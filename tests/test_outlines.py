@@ -522,7 +522,7 @@ def test_yolo_beside_a_data_yaml_of_another_program(tmp_path, capsys):
         assert main(["init-data", str(tmp_path), "--name", "data.yaml", *words]) == USAGE
         assert "lose the classes it names; add --name OTHER.yaml" in capsys.readouterr().err
     assert main(["doctor", str(tmp_path), "--quick"]) == DATA_CHECK_FAILED
-    assert "contains polygons, `setr init-data DIR` draws masks" in capsys.readouterr().out
+    assert f"contains polygons, `setr init-data {tmp_path}` draws" in capsys.readouterr().out
     assert main(["init-data", str(tmp_path)]) == OK
     printed = capsys.readouterr()
     assert "data.yaml is of another program and stays as it is" in printed.err
@@ -541,6 +541,60 @@ def test_yolo_beside_a_data_yaml_of_another_program(tmp_path, capsys):
     assert (mask[:10, :15] == 0).sum() == 150 - 8 * 3
     assert (mask[2:20, 3:6] == 1).all()
     assert (dataset.load(1).mask == 2).all()
+
+
+def yolo_split(root: Path) -> None:
+    for split in ("train", "val"):
+        photo(root / "images" / split / "a.png")
+        put(root / "labels" / split / "a.txt", "1 0 0 0.5 0 0.5 0.5 0 0.5\n")
+
+
+@pytest.mark.parametrize("place", [".", "cells"])
+def test_yolo_described_by_a_file_elsewhere_or_by_one_that_names_its_own_folder(
+    tmp_path, capsys, monkeypatch, place
+):
+    monkeypatch.chdir(tmp_path)
+    yolo_split(tmp_path / "cells")
+    file = Path(place, "cells8-seg.yaml")
+    put(file, "path: cells\ntrain: images/train\nval: images/val\ntest:\nnames:\n 0: a\n 1: b\n")
+    assert main(["doctor", str(file), "--quick"]) == DATA_CHECK_FAILED
+    given = file if place == "." else place
+    assert f"`setr init-data {given}` draws masks" in capsys.readouterr().out
+    assert main(["init-data", str(file)]) == OK
+    assert "`setr doctor cells`" in capsys.readouterr().out
+    for split in ("train", "val"):
+        dataset = open_dataset("cells", split)
+        assert dataset.labels.classes == ("a", "b", "background")
+        assert len(dataset) == 1
+    assert (dataset.load(0).mask == 1).sum() == 150
+    with pytest.raises(SetrError, match=r"init-data` has drawn masks: give .*cells.data\.yaml"):
+        open_dataset(str(file), "val")
+
+
+def test_yolo_without_names_of_classes_is_told(tmp_path, capsys):
+    yolo_split(tmp_path)
+    assert main(["init-data", str(tmp_path)]) == OK
+    printed = capsys.readouterr()
+    assert '1: "class_1"' in printed.out
+    assert "no file names the classes; if a YAML file of Ultralytics" in printed.err
+
+
+def test_a_file_of_yolo_is_refused_for_a_folder_of_others(tmp_path, capsys):
+    put(tmp_path / "a.yaml", "path: photos\nnames: [a]\n")
+    photo(tmp_path / "photos" / "a.jpg")
+    put(tmp_path / "photos" / "a.json", labelme("a.jpg", shape("wall", square(0, 0, 9))))
+    assert main(["init-data", str(tmp_path / "a.yaml")]) == USAGE
+    assert "has LabelMe, not YOLO's outlines; give this folder" in capsys.readouterr().err
+    put(tmp_path / "a.yaml", "path: nowhere\nnames: [a]\n")
+    assert main(["init-data", str(tmp_path / "a.yaml")]) == USAGE
+    assert "path: nowhere leads to" in capsys.readouterr().err
+    train = tmp_path / "photos"
+    put(tmp_path / "x" / "a.yaml", f"train: {train}\nnames: [a]\n")
+    assert main(["init-data", str(tmp_path / "x" / "a.yaml")]) == USAGE
+    assert f"{train} is outside {tmp_path / 'x'}; name the folder" in capsys.readouterr().err
+    put(tmp_path / "a.yaml", "names: 3\n")
+    assert main(["init-data", str(tmp_path / "a.yaml")]) == USAGE
+    assert "no YAML file with names of classes" in capsys.readouterr().err
 
 
 def test_yolo_as_roboflow_exports_it_or_with_masks_too(tmp_path):

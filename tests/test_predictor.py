@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,19 @@ def test_the_ways_to_a_predictor(model_dir, photo):
         load(model_dir, num_heads=2)
 
 
+class Column(Sequence):
+    """A sequence that is no list, and that NumPy would join into one array."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
 def test_lists_and_iterators_are_many_images(model_dir, photo, tmp_path):
     write_bytes(tmp_path / "a.png", encode_png(photo))
     write_bytes(tmp_path / "b.png", encode_png(photo))
@@ -125,10 +139,14 @@ def test_lists_and_iterators_are_many_images(model_dir, photo, tmp_path):
         assert len(list(predictor.predict_all(given))) == 2
     with open(paths[0], "rb") as file:
         assert len(list(predictor.predict_all(file, photo))) == 2
-    for given in (paths, tuple(paths)):
+    column = Column(paths)  # of a Hugging Face data set
+    assert len(list(predictor.predict_all(column))) == 2
+    for given in (paths, tuple(paths), column):
         with pytest.raises(SetrError, match="takes one image; predict_all takes several"):
             predictor.predict(given)
         assert len(predictor.predict_batch(iter(given))) == 2
+    with pytest.raises(SetrError, match=r"\*\.png: is a pattern; predict_all takes patterns"):
+        predictor.predict(str(tmp_path / "*.png"))
     for one in (paths[0], str(paths[0]), paths[0].read_bytes()):
         with pytest.raises(SetrError, match="predict_batch takes a list of images"):
             predictor.predict_batch(one)
@@ -206,6 +224,7 @@ def test_the_suffix_chooses_the_format(model_dir, photo, tmp_path):
     [
         ("x.jpg", "mask", r"not written as \.jpg, which would change its values; .* \.png"),
         ("x.geojson", "mask", r"not written as \.geojson; .*such as 'geojson'"),
+        ("x.jpg", "mask", r"its values; end the name in .*, \.bmp; or .* kind, such as 'overlay'"),
         ("x.png", "scores", r"kind 'scores' is not written as \.png; end the name in \.npz"),
         ("x.npz", "overlay", r"not written as \.npz; .*such as 'scores'"),
         ("x.png", "share", r"\.json"),

@@ -64,6 +64,31 @@ def test_ade20k_equals_its_server(shared, capsys, absent, miou):
     assert figures["absent"] == absent
 
 
+def test_predictions_that_are_classes_beside_truth_with_zero_for_the_rest(tmp_path, capsys):
+    """Hugging Face evaluate's `mean_iou` with reduce_labels, which only the truth is reduced by."""
+    rng = np.random.default_rng(0)
+    hits, rows, columns = np.zeros(4), np.zeros(4), np.zeros(4)
+    for number in range(3):
+        truth = rng.integers(0, 4, (20, 30)).astype(np.uint8)  # 0: other; no pixel of class 3
+        pred = rng.integers(0, 4, (20, 30)).astype(np.uint8)
+        save(tmp_path / "truth", **{f"{number}": truth})
+        save(tmp_path / "pred", **{f"{number}": pred})
+        counted = truth > 0
+        pairs = pred[counted], truth[counted] - 1
+        hits += np.bincount(pairs[0][pairs[0] == pairs[1]], minlength=4)
+        columns += np.bincount(pairs[0], minlength=4)
+        rows += np.bincount(pairs[1], minlength=4)
+    figures = score(
+        capsys, tmp_path / "pred", tmp_path / "truth", "--num-classes", 4, "--reduce-zero-label",
+        "--class-ids",
+    )  # fmt: skip
+    iou = hits / (rows + columns - hits)
+    assert list(figures["iou"].values()) == pytest.approx(list(iou))
+    assert iou[3] == 0  # only predicted: in the mean here, which Ultralytics leaves out
+    assert figures["miou"] == pytest.approx(iou.mean())
+    assert figures["pixel_accuracy"] == pytest.approx(hits.sum() / rows.sum())
+
+
 def test_figures_and_table(folders, capsys):
     figures = score(capsys, *folders, "--num-classes", 3)
     assert figures["iou"] == {"0": 2 / 3, "1": 2 / 3, "2": None}

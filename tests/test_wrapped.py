@@ -267,7 +267,9 @@ def test_what_cannot_be_a_sample_is_one_line():
     assert "mask is 48x64 but its image 64x48; rotated?" in refused(image, mask.T)
     assert "fractions" in refused(image, mask / 255)
     assert "float32" in refused(image, torch.rand(1, *SHAPE))
-    assert "ids -1..1 exceed 0..65535" in refused(image, (mask == 1).astype(np.int64) * 2 - 1)
+    assert "ids -1..1 exceed 0..65535; 255 leaves pixels out" in refused(
+        image, (mask == 1).astype(np.int64) * 2 - 1
+    )
     assert "ids outside the 2 classes: 9 (1 px), first at x=63 y=47" in refused(
         image, np.where(np.arange(mask.size).reshape(SHAPE) == mask.size - 1, 9, mask)
     )

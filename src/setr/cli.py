@@ -140,7 +140,7 @@ def _dispatch(args: list[str]) -> int:
         return OK
     verb, rest = args[0], args[1:]
     if verb not in VERBS:
-        near = COMMANDS_ELSEWHERE.get(verb) or nearest(verb, VERBS)
+        near = COMMANDS_ELSEWHERE.get(verb.replace("_", "-")) or nearest(verb, VERBS)
         hint = f"did you mean '{near}'?" if near else f"verbs: {', '.join(VERBS)}"
         raise UsageError(f"'{verb}' is not a command; {hint}")
     run: Callable[[list[str]], int]

@@ -28,6 +28,7 @@ from setr.data.pairs import NamedPairs, Pair, Pairs
 from setr.data.shards import Shards, is_shards
 from setr.errors import DATA_CHECK_FAILED, DataError, UsageError, first_few
 from setr.labels import Labels, known_labels, known_name
+from setr.reading.made_folders import DRAWN
 from setr.reading.pillow import Named, Source
 
 GIVEN = "python:"
@@ -177,14 +178,19 @@ def _split_files(described: Description, split: str, wanted: str | None) -> list
 
 def _with_outlines(text: str, path: Path, described: Description) -> str:
     """An error's text, and what to do if another program's file is of outlines without masks."""
-    folder = path if path.is_dir() else path.parent
     if not described.has_names or described.masks_dir or path.name == BESIDE:
         return text
-    if (folder / BESIDE).is_file():
-        return f"{text}; `setr init-data` has drawn masks: give {folder / BESIDE}"
+    folder, own = path if path.is_dir() else path.parent, described.root
+    drawn = [own / BESIDE]
+    if path.resolve() not in (own, own / "data.yaml") and (own / DRAWN).is_dir():
+        drawn.append(own / "data.yaml")
+    if there := next((file for file in drawn if file.is_file()), None):
+        return f"{text}; `setr init-data` has drawn masks: give {there}"
+    is_there = folder.resolve() == own
+    given = f"`setr init-data {shlex.quote(str(folder if is_there else path))}`"
     if "init-data" in text:
-        return text
-    return f"{text}; if labels are polygons: `setr init-data {shlex.quote(str(folder))}`"
+        return text.replace("`setr init-data DIR`", given)
+    return f"{text}; if labels are polygons: {given}"
 
 
 def _scene_count(path: str) -> int:

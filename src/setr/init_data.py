@@ -25,6 +25,7 @@ from setr.outlines.class_masks import chosen_class_masks, class_masks
 from setr.outlines.files import find_outlines
 from setr.outlines.index import AnnotatedFolder
 from setr.outlines.masks import draw_masks, left_out_text, overlaps_text
+from setr.outlines.yolo import YOLO
 from setr.reading.files import one_line
 from setr.reading.made_folders import DRAWN, TILES
 from setr.writing import write_text
@@ -74,6 +75,8 @@ class DraftOptions(NamedTuple):
         group_by: pattern of image names; images in which its wildcards stand for the same text are
             kept in one split or fold (see `groups_of`).
         folds: number of folds for cross-validation; 0 for none.
+        yolo_file: for YOLO's outlines, the YAML file with their classes and splits; None for one
+            in the folder.
     """
 
     val_share: float = VAL_SHARE
@@ -87,6 +90,7 @@ class DraftOptions(NamedTuple):
     order: str = ""
     group_by: str = ""
     folds: int = 0
+    yolo_file: Path | None = None
 
     @property
     def covering(self) -> tuple[str, ...]:
@@ -149,7 +153,7 @@ def _draft(root: Path, asked: DraftOptions, tiles: TileFolder | None) -> Draft:
             may_have_outlines = error.code == DATA_CHECK_FAILED and not asked.images
             broken: list[str] = []
             if may_have_outlines:
-                annotated = find_outlines(root, asked.class_key, broken)
+                annotated = find_outlines(root, asked.class_key, broken, asked.yolo_file)
             if annotated is None and broken:
                 raise DataError(f"{error}; {first_few(broken, SHOWN)}") from None
             if annotated is None:
@@ -165,6 +169,7 @@ def _draft_outlines(
     """Draft the description of a folder whose masks are drawn here."""
     if not annotated.has_properties:
         _refuse_class_key(root, asked, annotated.kind)
+    _refuse_yolo_file(root, asked, annotated.kind)
     splits = {entry.image: entry.split for entry in annotated.images if entry.split}
     _refuse_no_effect(root, asked, [entry.image for entry in annotated.images], splits)
     require_listable(entry.image for entry in annotated.images)  # before anything is written
@@ -203,6 +208,15 @@ def _refuse_class_key(root: Path, asked: DraftOptions, kind: str) -> None:
         )
 
 
+def _refuse_yolo_file(root: Path, asked: DraftOptions, kind: str) -> None:
+    """Refuse a file that would have no effect."""
+    if asked.yolo_file and kind != YOLO:
+        raise UsageError(
+            f"{asked.yolo_file}: {root} has {kind}, not YOLO's outlines; give this folder, or the "
+            "file to `setr doctor`"
+        )
+
+
 def _refuse_no_effect(
     root: Path, asked: DraftOptions, images: Sequence[str], splits: Mapping[str, str]
 ) -> None:
@@ -225,6 +239,7 @@ def _draft_masks(root: Path, asked: DraftOptions, tiles: TileFolder | None) -> D
     """Draft the description of a folder of mask files."""
     found = find_pairs(root, asked.images, asked.masks)
     _refuse_class_key(root, asked, "masks")
+    _refuse_yolo_file(root, asked, "masks")
     _refuse_no_effect(root, asked, [image for image, _ in found.pairs], found.splits)
     if asked.rest != REST:
         raise UsageError(

@@ -31,7 +31,7 @@ from setr.prediction.live import is_live, open_video
 from setr.prediction.model_bands import ModelBands
 from setr.prediction.placed import PlacedModel
 from setr.prediction.rasters import Raster
-from setr.prediction.several import single_sources
+from setr.prediction.several import is_pattern, is_sequence, single_sources
 from setr.prediction.shares import checked_confidence
 from setr.prediction.video import is_video
 from setr.protocols import Protocol
@@ -156,7 +156,9 @@ class Predictor(PlacedModel, HintsAtNames):
             )
         if isinstance(source, str | os.PathLike) and os.path.isdir(source):
             raise UsageError(f"{os.fspath(source)}: is a folder; predict_all takes folders")
-        if isinstance(source, list | tuple):
+        if isinstance(source, str) and is_pattern(source):
+            raise UsageError(f"{source}: is a pattern; predict_all takes patterns")
+        if is_sequence(source):
             raise UsageError(
                 f"a {type(source).__name__}: predict takes one image; predict_all takes several, "
                 "predict_batch those of one size in one pass"
@@ -203,8 +205,8 @@ class Predictor(PlacedModel, HintsAtNames):
         Args:
             sources: files, folders (searched recursively, without hidden files), glob patterns,
                 videos (frame by frame), a live source (the number of a camera, the address of a
-                stream if `allow_urls`), anything that `predict` takes, or lists, tuples and
-                iterators of these.
+                stream if `allow_urls`), anything that `predict` takes, or sequences and iterators
+                of these.
 
         Yields:
             One result per image or frame. Frames of a live source that come before the result

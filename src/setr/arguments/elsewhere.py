@@ -137,6 +137,9 @@ ADVICE_HERE = {
     "`setr train`, `setr eval` and `setr predict` are commands of their own": (
         "do-eval do-predict do-train"
     ),
+    "a camera's newest frame is taken, and every frame of a video, without an option": (
+        "fps skip-frames stream stream-buffer vid-stride"
+    ),
     "a fold is two splits, as --data.train-split train1 --data.val-split val1": "fold folds",
     "areas of GeoTIFF files are in manifest.jsonl and, with --save share,gpkg, as area_m2": (
         "area areas hectares units"
@@ -187,9 +190,6 @@ ADVICE_HERE = {
     "not built in; your own training loop takes any loss (docs/python.md)": (
         "label-smoothing label-smoothing-factor loss-weight loss-weights"
     ),
-    "of a camera the newest frame is taken and the others are dropped, without an option": (
-        "fps skip-frames stream stream-buffer vid-stride"
-    ),
     "on one machine a run is reproducible bit for bit as it is": "deterministic",
     "outputs keep the input's coordinate system; gdalwarp -t_srs makes another": "crs epsg t-srs",
     "rare classes are spread over the splits by themselves, as far as possible": (
@@ -226,7 +226,7 @@ COMMANDS_HERE = {
     "average": "soup",
     "bench": "benchmark",
     "doctor": "browse browse-dataset check inspect",
-    "eval": "calibrate evaluate test val validate",
+    "eval": "analyze-logs calibrate confusion-matrix evaluate test val validate",
     "eval MODEL DATA --compare OTHER": "compare significance",
     "explain attention": "attention",
     "explain features": "features",
@@ -235,8 +235,8 @@ COMMANDS_HERE = {
     "init-data --folds": "cross-validate crossval cv kfold",
     "init-data --tile": "tile",
     "merge-tokens": "algm compress prune tome",
-    "models": "info list-models",
-    "predict": "camera infer inference live segment stream track watch webcam",
+    "models": "get-flops info list-models",
+    "predict": "camera detect infer inference live segment stream track watch webcam",
     "predict --save gpkg": "polygonize vectorize",
     "predict A,B": "ensemble",
     "score": "agreement iaa kappa",
@@ -283,34 +283,42 @@ NAMES_ELSEWHERE: dict[str, dict[str, str]] = {
         "Trainer": "setr.train('finetune', data=FOLDER)",
         "TrainingArguments": "setr.recipe(NAME).replace({'train.epochs': 20})",
         "YOLO": "setr.load(MODEL) to predict, setr.train('finetune', data=FOLDER)",
+        "create_transform": "setr.load(SOURCE), which prepares images itself",
         "export": "the command `setr export MODEL --format onnx -o FILE`",
         "inference_model": "setr.load(MODEL).predict(IMAGE)",
         "init_model": "setr.load(MODEL)",
+        "list_encoders": "the command `setr models --encoders`",
         "load_dataset": "setr.open_dataset('hf:OWNER/NAME', 'train')",
         "load_model": "setr.load(MODEL)",
         "losses": "setr.segmentation_loss(logits, masks)",
         "pipeline": "setr.load(MODEL), which is called with an image",
         "predict": "setr.load(MODEL).predict(IMAGE)",
+        "resolve_data_config": "setr.load(SOURCE).info, with mean, std, crop_size and protocol",
         "train_semantic_segmentation": "setr.train('finetune', data=FOLDER)",
         "tune": "setr.sweep('finetune', {'optim.lr': [5e-5, 1e-4]}, data=FOLDER)",
         "val": "setr.evaluate(MODEL, DATA)",
     },
     "SETR": {
         "config": "model.arguments",
+        "forward_features": "model.encoder(images), one map for each of model.encoder.taps",
         "from_pretrained": "model, info = setr.from_pretrained(SOURCE), or setr.load(SOURCE)",
         "predict": "setr.load(model, info=setr.ModelInfo(…)).predict(IMAGE)",
         "push_to_hub": "setr.push_to_hub(FOLDER, 'owner/name')",
+        "reset_classifier": "setr.create_model(NAME, num_classes=K, pretrained=FOLDER)",
         "save_pretrained": "setr.save_pretrained(FOLDER, model, setr.ModelInfo(…))",
     },
     "Predictor": {
+        "add_callback": "setr.train(config, trackers=[…]), subclasses of setr.Tracker",
         "benchmark": "the command `setr bench MODEL`",
         "cuda": "predictor.to('cuda')",
+        "embed": "predictor.model.encoder(images), its feature maps",
         "eval": "setr.evaluate(predictor, DATA); the network is predictor.model",
         "evaluate": "setr.evaluate(predictor, DATA)",
         "export": "the command `setr export MODEL --format onnx -o FILE`",
         "from_pretrained": "setr.load(SOURCE)",
         "half": "setr.load(MODEL, precision='fp16')",
         "id2label": "predictor.classes, whose places are the ids",
+        "metrics": "predictor.info.metrics",
         "names": "predictor.classes, whose places are the ids",
         "predict_folder": "predictor.predict_all(FOLDER)",
         "push_to_hub": "setr.push_to_hub, with the folder of the model",
@@ -323,9 +331,11 @@ NAMES_ELSEWHERE: dict[str, dict[str, str]] = {
     },
     "Result": {
         "boxes": "result.polygons(), the regions of all classes",
+        "cpu": "result.mask, an array",
         "logits": "result.scores, probabilities (K, H, W)",
         "masks": "result.mask, ids (H, W), whose places in predictor.classes are the classes",
         "names": "result.labels.classes, whose places are the ids",
+        "numpy": "result.mask, an array",
         "orig_img": "result.image, RGB",
         "orig_shape": "result.mask.shape",
         "plot": "result.overlay(), an array, or result.show()",
@@ -355,6 +365,7 @@ KEYWORDS_ELSEWHERE: dict[str, dict[str, str]] = {
         "image_size": "img_size",
         "in_channels": "in_chans",
         "num_labels": "num_classes",
+        "out_indices": "taps, which count blocks from 1",
         "weights": "pretrained",
     },
     "predict": {

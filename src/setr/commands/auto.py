@@ -30,6 +30,7 @@ from setr.commands.train import parsed
 from setr.config import Config, DataConfig
 from setr.data.layouts import BESIDE
 from setr.errors import FAILED, INTERRUPTED, OK, SetrError, UsageError
+from setr.outlines.yolo import yolo_folder
 from setr.reading.parsed import BROKEN, json_of
 
 _SUFFIXES: dict[ExportFormat, str] = {"onnx": "model.onnx", "openvino": "model.xml",
@@ -152,31 +153,33 @@ def _stage(verb: str, *words: str) -> None:
 def _described(wanted: DataConfig) -> str:
     """The data set as other commands take it; a folder without description gets one.
 
-    So does the folder of another program's data.yaml, if this has outlines in place of masks.
+    So does the folder of another program's YAML file, if it has outlines in place of masks.
     """
     from setr.datasets import open_dataset
 
     given, folder = wanted.root, Path(wanted.root)
-    if folder.name == "data.yaml" and is_foreign(folder):
-        folder = folder.parent
+    if is_foreign(folder):
+        folder = yolo_folder(folder)
     elif (folder / BESIDE).is_file():
         return str(folder / BESIDE)
     beside, own = folder / BESIDE, folder / "data.yaml"
+    elsewhere = Path(given).is_file() and Path(given) != own
     try:
         for split in (wanted.train_split, wanted.val_split):
             open_dataset(given, split, wanted.labels)
     except SetrError:
-        if not folder.is_dir() or wanted.labels or (own.exists() and not is_foreign(own)):
+        drafted = own.exists() and not is_foreign(own)
+        if not folder.is_dir() or wanted.labels or (drafted and not elsewhere):
             raise
-        given = given if folder == Path(given) else str(folder)
-        if not beside.is_file():
+        given = given if folder == Path(given) or elsewhere else str(folder)
+        if not beside.is_file() and not drafted:
             _stage("init-data", given)
             print(
                 "to name the classes first, stop this, edit that file, and give the same command "
                 "again",
                 file=sys.stderr,
             )
-        return str(beside) if beside.is_file() else given
+        return str(beside if beside.is_file() else folder)
     return given
 
 

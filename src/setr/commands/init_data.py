@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +16,7 @@ from setr.data.class_tables import REST
 from setr.data.layouts import BESIDE, is_drafted
 from setr.errors import OK, UsageError
 from setr.init_data import VAL_SHARE, DraftOptions, draft, list_names, write
+from setr.outlines.yolo import yolo_folder
 from setr.reading.made_folders import TILES
 
 MOST_FOLDS = 1000
@@ -36,7 +37,8 @@ class Arguments:
     """
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """Folder with images and masks or outlines."""
+    """Folder with images and masks or outlines; of YOLO's outlines also the YAML file that names
+    the folder and the classes."""
     images: str = ""
     """Where the images are, if their folders have unusual names: a folder below FOLDER, or a
     pattern in quotes, as 'train/*_sat.jpg' (give --masks, too)."""
@@ -76,6 +78,8 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Write data.yaml and, where there are no splits, train.txt and val.txt."""
     given = parse(Arguments, arguments, "init-data")
+    file = given.folder if is_foreign(given.folder) else None
+    given = replace(given, folder=yolo_folder(file) if file else given.folder)
     if not given.folder.is_dir():
         is_file = given.folder.is_file()
         told = "is a file; give the folder of the images, unpacked" if is_file else "no such folder"
@@ -91,8 +95,8 @@ def run(arguments: list[str]) -> int:
     if given.folds and not 2 <= given.folds <= MOST_FOLDS:
         raise UsageError(f"--folds {given.folds}: give 2 to {MOST_FOLDS}")
     _require_absent(given, [name, *([TILES, *list_names(name).values()] if given.tile else [])])
-    options = {option: getattr(given, option) for option in DraftOptions._fields}
-    made = draft(given.folder, **{**options, "name": name})
+    options = {option: getattr(given, option, None) for option in DraftOptions._fields}
+    made = draft(given.folder, **{**options, "name": name, "yolo_file": file})
     own = made.lists.items()  # a call that was killed may have written them already
     same = {n for n, text in own if _text(given.folder / n) == text}
     _require_absent(given, [n for n in made.files if n not in same])

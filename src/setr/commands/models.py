@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import shlex
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -44,18 +45,26 @@ def run(arguments: list[str]) -> int:
             rule = f"does nothing with --{other}; leave one of them out"
             require_default(given, rule, *unused)
     if given.encoders:
-        from setr.layers.timm_vit import list_encoders
-
-        rows = list_encoders(given.pattern)
+        rows = _encoders(given.pattern)
         text = "\n".join(rows)
     elif given.table2:
         rows, text = _table2(given.pattern)
     else:
         rows, text = _models(given)
     if not rows:
-        raise UsageError(f"no model matches '{given.pattern}'; `setr models` lists all")
+        if not given.encoders and not given.table2 and _encoders(given.pattern):
+            hint = f"`setr models --encoders {shlex.quote(given.pattern)}` lists encoders"
+        else:
+            hint = "`setr models` lists all"
+        raise UsageError(f"no model matches '{given.pattern}'; {hint}")
     print(json.dumps(rows) if given.json else text)
     return OK
+
+
+def _encoders(pattern: str) -> list[str]:
+    from setr.layers.timm_vit import list_encoders
+
+    return list_encoders(pattern)
 
 
 def _models(given: Arguments) -> tuple[list[Any], str]:

@@ -17,7 +17,7 @@ from setr.data.pairing import (
     pair_folders,
     refuse_doubles,
 )
-from setr.errors import DataError
+from setr.errors import DataError, UsageError
 from setr.reading.files import stem_of, walk_images
 
 
@@ -30,6 +30,24 @@ class FolderPair(NamedTuple):
 
 Place = str | FolderPair
 """Where the files of a split are: an image folder, a list file, or two folders."""
+
+
+def described_folder(file: Path, place: str) -> Path:
+    """The folder that `path:` of a YAML file names, relative to the file.
+
+    Ultralytics' files name the folder of the data set, and may lie in it: then it is their own.
+
+    Raises:
+        SetrError: no such folder.
+    """
+    if (file.parent / place).is_dir():
+        return file.parent / place
+    if file.resolve().parent.name == Path(place).name:
+        return file.parent
+    raise UsageError(
+        f"{file}: path: {place} leads to {(file.parent / place).resolve()}, and there is no such "
+        "folder; give the folder of the images relative to this file, as path: . for its own"
+    )
 
 
 def configured_files(root: Path, named: Place, masks_dir: str | None = None) -> SplitFiles:

@@ -17,7 +17,7 @@ import yaml
 
 from setr.bands import Bands
 from setr.data.class_tables import in_own_keys
-from setr.data.configured import FolderPair, Place
+from setr.data.configured import FolderPair, Place, described_folder
 from setr.errors import SetrError, UsageError, first_line, nearest
 from setr.labels import IGNORE, Labels, as_label_map
 from setr.reading.parsed import PlainLoader, yaml_of
@@ -157,12 +157,7 @@ def read_description(path: Path) -> Description:
         hint = f"; did you mean '{near}'?" if near else f"; known: {', '.join(YAML_KEYS)}"
         raise UsageError(f"{path}: unknown key '{key}'{hint}")
     place = str(values.get("path", "."))
-    root = Path(place) if place.startswith(HUB) else (path.parent / place).resolve()
-    if not place.startswith(HUB) and not root.is_dir():
-        raise UsageError(
-            f"{path}: path: {place} leads to {root}, and there is no such folder; give the folder "
-            "of the images relative to this file, as path: . for its own"
-        )
+    root = Path(place) if place.startswith(HUB) else described_folder(path, place).resolve()
     named = [split for split in (*SPLITS, *folds) if values.get(split)]
     splits = {split: _places(values[split], split, path) for split in named}
     masks_dir = values.get("masks_dir")

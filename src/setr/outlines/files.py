@@ -19,12 +19,15 @@ from setr.outlines.json_files import json_outlines
 from setr.outlines.yolo import yolo_outlines
 
 
-def find_outlines(root: Path, class_key: str, broken: list[str]) -> AnnotatedFolder | None:
+def find_outlines(
+    root: Path, class_key: str, broken: list[str], yolo_file: Path | None = None
+) -> AnnotatedFolder | None:
     """The outlines below a folder, or None if there are none.
 
     Args:
         class_key: property of layers or attribute of VIA that names the class; empty for the usual.
         broken: receives the files that cannot be read, one line each.
+        yolo_file: YAML file of Ultralytics that describes the folder, if it is known.
 
     Raises:
         SetrError: several annotation formats, or an image with outlines in two files or twice in
@@ -37,7 +40,7 @@ def find_outlines(root: Path, class_key: str, broken: list[str]) -> AnnotatedFol
     formats = (
         *json_outlines(root, images, index, class_key, broken),
         cvat_outlines(root, index, broken),
-        yolo_outlines(root, images, index),
+        yolo_outlines(root, images, index, yolo_file),
     )
     found = [annotated for annotated in formats if annotated]
     if len(found) > 1:

@@ -10,22 +10,52 @@ from typing import Any
 import yaml
 
 from setr.data.class_files import names_by_id
+from setr.data.configured import described_folder
 from setr.data.data_yaml import SPLITS, DataLoader
+from setr.errors import UsageError
 from setr.labels import IGNORE
 from setr.outlines.drawing import Ring, Shape, as_points
 from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex
 from setr.reading.files import walk_images
 from setr.reading.parsed import BROKEN, yaml_of
 
+YOLO = "YOLO"
+"""The format's name in messages."""
 FARTHEST = 2.0
 """Largest relative coordinate that is accepted; some tools write points slightly outside."""
 
 
-def yolo_outlines(root: Path, images: list[str], index: ImageIndex) -> AnnotatedFolder | None:
-    """Text files in `labels` for images in `images`, or next to them; without one, no objects."""
-    out = AnnotatedFolder("YOLO", True)
+def yolo_folder(file: Path) -> Path:
+    """The folder that a YAML file of Ultralytics describes.
+
+    Raises:
+        SetrError: the file cannot be read, names no folder, or has a split outside of it.
+    """
+    described = _read(file)
+    if not described:
+        raise UsageError(f"{file}: no YAML file with names of classes, as Ultralytics has it")
+    root = described_folder(file, str(described.get("path", ".")))
+    for place in (place for split in SPLITS for place in _places(described, split)):
+        there = (root / place).resolve()
+        if there.exists() and not there.is_relative_to(root.resolve()):
+            raise UsageError(
+                f"{file}: {place} is outside {root}; name the folder of all images and labels as "
+                "path:"
+            )
+    return root
+
+
+def yolo_outlines(
+    root: Path, images: list[str], index: ImageIndex, file: Path | None = None
+) -> AnnotatedFolder | None:
+    """Text files in `labels` for images in `images`, or next to them; without one, no objects.
+
+    Args:
+        file: YAML file that describes the folder (`yolo_folder`); None for the first one in it.
+    """
+    out = AnnotatedFolder(YOLO, True)
     texts = set(walk_images(root, frozenset({".txt"})))
-    described = _described(root)
+    described = {**_read(file), "path": "."} if file else _described(root)
     names, largest, understood = _classes(root, described), -1, False
     splits = _splits(root, images, index, described)
     for image in images:
@@ -58,6 +88,11 @@ def yolo_outlines(root: Path, images: list[str], index: ImageIndex) -> Annotated
         out.problems.append(f"class number {count - 1}: at most {IGNORE} classes, from 0 on")
         count = 0
     out.classes = tuple(names.get(i, f"class_{i}") for i in range(count))
+    if not names:
+        out.notes.append(
+            "no file names the classes; if a YAML file of Ultralytics elsewhere does, give that in "
+            "place of the folder"
+        )
     return out if understood else None
 
 
@@ -85,13 +120,25 @@ def _numbers(words: list[str]) -> list[float]:
 def _described(root: Path) -> dict[str, Any]:
     """Content of the first YAML file in the folder with `names`; empty without one."""
     for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
-        try:
-            values = yaml_of(path.read_text(encoding="utf-8"), DataLoader)
-        except (OSError, ValueError, yaml.YAMLError):
-            continue
-        if isinstance(values, dict) and isinstance(values.get("names"), list | dict):
+        if values := _read(path):
             return values
     return {}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Content of a YAML file with `names`; empty of another one."""
+    try:
+        values = yaml_of(file.read_text(encoding="utf-8"), DataLoader)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    named = isinstance(values, dict) and isinstance(values.get("names"), list | dict)
+    return values if named else {}
+
+
+def _places(described: dict[str, Any], split: str) -> list[str]:
+    """The folders and lists of a split."""
+    given = described.get(split) or []
+    return [str(place) for place in (given if isinstance(given, list) else [given])]
 
 
 def _splits(
@@ -100,8 +147,7 @@ def _splits(
     """The split of each image, from the folders or list files that a YAML file gives for splits."""
     base, found = root / str(described.get("path", ".")), dict[str, str]()
     for split in SPLITS:
-        given = described.get(split) or ()
-        for place in map(str, given if isinstance(given, list) else [given]):
+        for place in _places(described, split):
             listed = next((p for p in (base / place, root / place) if p.exists()), root / place)
             if listed.is_dir():
                 folder = os.path.relpath(listed, root)

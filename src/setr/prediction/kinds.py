@@ -72,6 +72,7 @@ def checked_suffix(path: Path, kind: str) -> str:
         loses = loses if kind in ("mask", "ids") else ""
         named = ("geojson", "gpkg", "scores", "share")
         own = next((k for k in named if KINDS[k].endswith(suffix)), None)
+        own = "overlay" if loses else own
         hint = f"; or give another kind, such as '{own}'" if own else ""
         raise SetrError(
             f"{path}: kind '{kind}' is not written as {suffix}{loses}; "

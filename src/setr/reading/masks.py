@@ -254,7 +254,9 @@ def _in_range(ids: np.ndarray, name: str) -> np.ndarray:
     if ids.dtype in (bool, np.uint8):
         return ids.astype(np.uint8)
     if ids.min() < 0 or ids.max() > 65535:
-        raise SetrError(f"{name}: ids {ids.min()}..{ids.max()} exceed 0..65535")
+        raise SetrError(
+            f"{name}: ids {ids.min()}..{ids.max()} exceed 0..65535; 255 leaves pixels out"
+        )
     return ids.astype(np.uint16)
 
 
