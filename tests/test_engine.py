@@ -209,7 +209,11 @@ def test_figures_of_a_test_go_with_the_model_they_are_of(config, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "problem"),
-    [(None, "is missing"), ("config.json", "cannot be read"), ("model.safetensors", "cannot be read")],
+    [
+        (None, "is missing"),
+        ("config.json", "cannot be read"),
+        ("model.safetensors", "cannot be read"),
+    ],
 )
 @pytest.mark.parametrize("later", [False, True])
 def test_a_run_whose_model_is_gone_or_damaged_has_it_from_its_state_or_keeps_the_next(
@@ -458,7 +462,7 @@ def test_the_figures_are_of_the_model_in_the_folder_after_a_crash(config, monkey
 def test_the_figures_are_of_the_model_in_the_folder_wherever_a_run_is_killed(
     config, monkeypatch, moment, step, ema
 ):
-    """The second, better test is cut off before a file has its name; then the run goes elsewhere."""
+    """In a second, better test, before a file has its name; the run then goes elsewhere."""
     scores, tested = iter((0.2, 0.5, 0.1, 0.1)), {}
 
     def evaluate(model, *_, **__):
@@ -658,6 +662,25 @@ def test_names_are_checked_before_data_are_opened(config, settings, message, mon
     wrong = dataclasses.replace(config, model=dataclasses.replace(config.model, **settings))
     with pytest.raises(SetrError, match=message) as caught:
         train(wrong)
+    assert caught.value.code == USAGE
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes", "message"),
+    [
+        ({}, 2, "train.cache_features: needs a single process; start without torchrun"),
+        ({"name": "fcn_r101"}, 1, "resnet101c is not a transformer, its maps differ in size"),
+    ],
+)
+def test_features_that_cannot_be_stored_are_refused_before_data_are_opened(
+    config, monkeypatch, settings, processes, message
+):
+    monkeypatch.setattr(preparing, "open_splits", lambda *_: pytest.fail("the model comes first"))
+    monkeypatch.setattr(build, "world", lambda: processes)
+    model = dataclasses.replace(config.model, channels=None, taps=None, freeze=-1, **settings)
+    wrong = dataclasses.replace(config, model=model)
+    with pytest.raises(SetrError, match=message) as caught:
+        train(with_train(wrong, cache_features="once"))
     assert caught.value.code == USAGE
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-
 LEAN = 1 / 256
 """Source pixels by which nearest neighbours lean; enough where two are equally near, and too little
 to matter elsewhere."""

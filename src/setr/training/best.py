@@ -73,7 +73,8 @@ class Best:
         self.figures: dict[str, Any] = {}
         self.step: int | None = None
         self.stale = 0
-        self.written = self.figures, self.step  # of the model in the folder
+        # of the model in the folder
+        self.written: tuple[dict[str, Any], int | None] = self.figures, self.step
 
     def state(self) -> dict[str, Any]:
         """Values for the training state."""
