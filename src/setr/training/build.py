@@ -108,8 +108,9 @@ def _require_stored_features(model: SETR) -> None:
 def _require_mask_training(config: Config, model: SETR) -> None:
     """Raise `SetrError` if settings do not fit a model with its own loss, or SciPy is missing."""
     train = config.train
-    if train.loss != "cross_entropy":
-        raise UsageError(f"train.loss {train.loss}: EoMT has a loss of its own; leave it out")
+    for name in ("loss", "loss_norm", "aux_weight"):
+        if (value := getattr(train, name)) != getattr(type(train), name):
+            raise UsageError(f"train.{name} {value}: EoMT has a loss of its own; leave it out")
     if train.cache_features != "none":
         raise UsageError(
             f"train.cache_features {train.cache_features}: EoMT's queries change the encoder's "
