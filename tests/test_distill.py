@@ -31,7 +31,7 @@ from setr.model_info import ModelInfo
 from setr.training.resolved import announce, unlabelled_count, with_steps
 from setr.training.run import Run
 from setr.training.runfolder import RunFolder
-from setr.training.teacher import Teacher
+from setr.training.teacher import Taught, Teacher
 from setr.writing import write_bytes
 from tests.conftest import tiny_config, tiny_model, write_scene_folders
 from tests.runs import assert_same_weights, stopped_and_resumed
@@ -125,6 +125,49 @@ def test_the_teacher_sees_its_own_normalisation(tmp_path, teacher):
         run.model.load_state_dict(state)
         expected = (wanted.exp() * (wanted - found)).sum() / masks.numel()
     assert run.train_step(images, masks)["distill"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.fixture
+def two_teachers(tmp_path: Path, teacher: Path) -> str:
+    """Teachers that differ in decoder, patch size and normalisation, as a pattern of folders."""
+    model = tiny_model("naive", num_classes=len(CLASSES), encoder_args={
+        "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2})  # fmt: skip
+    save_pretrained(tmp_path / "teacher2", model, ModelInfo(labels=LABELS))
+    return f"{tmp_path}/teach*"
+
+
+def test_several_teachers_are_their_mean_probabilities(tmp_path, two_teachers):
+    config = taught(tiny_config(tmp_path / "run"), Path(two_teachers), temperature=2.0)
+    run = Run(config, RunFolder(Path(config.out)))
+    images, masks = next(iter(run.source.batches(0)))
+    logits = torch.randn(2, len(CLASSES), 8, 8, requires_grad=True)
+    wide = F.interpolate(logits, (64, 64), mode="bilinear")
+    found, shares, apart = (wide / 2).log_softmax(1), [], []
+    for folder in sorted(tmp_path.glob("teach*")):
+        model, info = from_pretrained(folder)
+        with torch.no_grad():
+            wanted = (model(normalize(images, info.mean, info.std)) / 2).log_softmax(1)
+        shares.append(wanted.exp())
+        apart.append(4 * (wanted.exp() * (wanted - found)).sum() / masks.numel())
+    mean = (shares[0] + shares[1]) / 2
+    expected = 4 * (mean * (mean.log() - found)).sum() / masks.numel()
+
+    teacher = run.updates.teacher
+    counted = torch.zeros_like(masks)
+    given = Taught(teacher(images), counted, count_weight(counted))
+    value = teacher.loss(Output(logits, [], (64, 64)), given)
+    assert value.item() == pytest.approx((apart[0] + apart[1]).item() / 2, rel=1e-4)
+    own, wanted = (torch.autograd.grad(x, logits)[0] for x in (value, expected))
+    torch.testing.assert_close(own, wanted, rtol=1e-3, atol=1e-7)
+
+
+def test_several_teachers_train_and_resume(tmp_path, two_teachers, monkeypatch):
+    whole, parts = (
+        taught(tiny_config(tmp_path / n, steps=3), Path(two_teachers)) for n in ("a", "b")
+    )
+    train(whole)
+    stopped_and_resumed(parts, monkeypatch, at=2)
+    assert_same_weights(whole, parts)
 
 
 def test_a_student_comes_closer_to_its_teacher(tmp_path, teacher):
@@ -222,7 +265,7 @@ def test_images_without_labels_are_seen_by_student_and_teacher(tmp_path, teacher
     # the labels' loss is that of the labelled ones, the divergence that of all
     run.model.eval()  # holds batch norm still
     run.model.train = lambda mode=True: run.model
-    inputs, own = run.source.inputs(images), run.updates.teacher(images)
+    inputs, (own,) = run.source.inputs(images), run.updates.teacher(images)
     with torch.no_grad():
         output = run.model(inputs, with_aux=True)
     main = segmentation_loss(
@@ -380,6 +423,17 @@ def test_the_estimate_knows_the_teacher(tmp_path, teacher):
     assert both.logits > alone.logits
 
 
+def test_the_estimate_knows_all_teachers(tmp_path, two_teachers):
+    config = tiny_config(tmp_path / "run")
+    one, both = (
+        estimate(taught(config, Path(of)), 9, CPU) for of in (tmp_path / "teacher", two_teachers)
+    )
+    second = from_pretrained(tmp_path / "teacher2")[0]
+    weights = sum(p.numel() * p.element_size() for p in second.parameters())
+    assert weights <= both.parameters - one.parameters < 1.5 * weights
+    assert both.logits > one.logits
+
+
 # --- what does not fit ----------------------------------------------------------------------------
 
 
@@ -437,6 +491,14 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path, classes, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_of_several_teachers_the_one_that_does_not_fit_is_named(tmp_path, teacher):
+    info = ModelInfo(labels=Labels(CLASSES[:-1]))
+    save_pretrained(tmp_path / "other", tiny_model("pup", num_classes=len(CLASSES) - 1), info)
+    both = Path(f"{teacher},{tmp_path / 'other'}")
+    with pytest.raises(SetrError, match=f"^distill.teacher {tmp_path / 'other'}: has 8 classes"):
+        train(taught(tiny_config(tmp_path / "run"), both))
+
+
 def test_a_teacher_of_other_bands_is_refused(tmp_path):
     from setr.bands import Bands
 
@@ -449,16 +511,15 @@ def test_a_teacher_of_other_bands_is_refused(tmp_path):
 
 def test_a_teacher_computes_without_gradients(monkeypatch):
     """Decoders compute in another way where gradients are asked for."""
-    teacher = Teacher(
-        tiny_model(num_classes=9), ModelInfo(labels=scenes.LABELS), DistillConfig(), CPU, None
-    )
-    asked, coarse = [], teacher.model.coarse
+    model = tiny_model(num_classes=9)
+    teacher = Teacher([(model, ModelInfo(labels=scenes.LABELS))], DistillConfig(), CPU, None)
+    asked, coarse = [], model.coarse
 
     def watched(images: torch.Tensor) -> object:
         asked.append(torch.is_grad_enabled())
         return coarse(images)
 
-    monkeypatch.setattr(teacher.model, "coarse", watched)
+    monkeypatch.setattr(model, "coarse", watched)
     with torch.enable_grad():
         teacher(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
     assert asked == [False]

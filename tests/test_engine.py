@@ -210,30 +210,36 @@ def test_figures_of_a_test_go_with_the_model_they_are_of(config, monkeypatch):
     assert not review.exists()
 
 
-@pytest.mark.parametrize("more", [0, 1])
-def test_a_run_whose_model_is_gone_keeps_the_next_one_tested(config, monkeypatch, capsys, more):
-    figures = iter([0.2, 0.1])
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        (None, "is missing"),
+        ("config.json", "cannot be read"),
+        ("model.safetensors", "cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("later", [False, True])
+def test_a_run_whose_model_is_gone_or_damaged_has_it_from_its_state_or_keeps_the_next(
+    config, monkeypatch, capsys, name, problem, later
+):
+    """A copy of the states alone, a disk that was full, or a file edited by hand."""
+    figures = iter([0.2, 0.1, 0.15])
     monkeypatch.setattr(best, "evaluate_split", lambda *_, **__: {"miou": next(figures)})
     train(config)
-    Path(config.out, "model.safetensors").unlink()
-    metrics = train(with_train(config, steps=4 + more), resume=True)
-    assert "the best model is missing" in capsys.readouterr().err
-    assert metrics["single_scale"]["miou"] == 0.1
-    assert from_pretrained(config.out)[1].metrics["step"] == 4 + more
-
-
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_run_whose_model_is_damaged_keeps_the_next_one_tested(config, monkeypatch, capsys, name):
-    """A disk that was full, or a file edited by hand."""
-    figures = iter([0.2, 0.1])
-    monkeypatch.setattr(best, "evaluate_split", lambda *_, **__: {"miou": next(figures)})
-    train(config)
-    file = Path(config.out, name)
-    os.truncate(file, file.stat().st_size // 2)
-    metrics = train(with_train(config, steps=5), resume=True)
-    assert f"the best model cannot be read ({file}: broken" in capsys.readouterr().err
-    assert metrics["single_scale"]["miou"] == 0.1
-    assert from_pretrained(config.out)[1].metrics["step"] == 5
+    if later:  # the state of step 5 has other weights than the best
+        train(with_train(config, steps=5), resume=True)
+    saved = from_pretrained(config.out)[0].state_dict()
+    file = Path(config.out, name or "model.safetensors")
+    file.unlink() if name is None else os.truncate(file, file.stat().st_size // 2)
+    capsys.readouterr()
+    metrics = train(with_train(config, steps=6 if later else 4), resume=True)
+    found = "the next one is saved" if later else "the state has it"
+    assert re.search(f"the best model {problem}.*; {found}", capsys.readouterr().err)
+    model, info = from_pretrained(config.out)
+    assert info.metrics == {"val mIoU": 0.15, "step": 6} if later else {"val mIoU": 0.2, "step": 4}
+    assert metrics["single_scale"]["miou"] == info.metrics["val mIoU"]
+    same = [torch.equal(value, saved[key]) for key, value in model.state_dict().items()]
+    assert all(same) != later
 
 
 def test_a_refused_overwrite_leaves_the_run_as_it_was(config):
@@ -451,6 +457,63 @@ def test_the_figures_are_of_the_model_in_the_folder_after_a_crash(config, monkey
     assert kept == {"val mIoU": 0.5, "step": 2}
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("moment", "step"),
+    [("step-00000002", 1), ("model.safetensors", 2), ("config.json", 2), ("README.md", 2)],
+)
+def test_the_figures_are_of_the_model_in_the_folder_wherever_a_run_is_killed(
+    config, monkeypatch, moment, step, ema
+):
+    """In a second, better test, before a file has its name; the run then goes elsewhere."""
+    scores, tested = iter((0.2, 0.5, 0.1, 0.1)), {}
+
+    def evaluate(model, *_, **__):
+        miou = next(scores)
+        tested[miou] = {k: v.clone() for k, v in model.state_dict().items()}
+        return {"miou": miou}
+
+    monkeypatch.setattr(best, "evaluate_split", evaluate)
+    replace = os.replace
+
+    def dying(source, target):
+        if 0.5 in tested and Path(target).name == moment:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    config = with_train(config, steps=3, eval_every=1, ema=ema)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dying)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    other = with_train(config, ema=0.0).replace({"optim.lr": 0.001})
+    metrics = train(other, resume=True)
+    model, info = from_pretrained(config.out)
+    miou = {1: 0.2, 2: 0.5}[step]
+    assert info.metrics == {"val mIoU": miou, "step": step}
+    assert metrics["single_scale"]["miou"] == miou
+    assert all(torch.equal(v, tested[miou][k]) for k, v in model.state_dict().items())
+
+
+def test_a_model_newer_than_every_state_is_replaced(config, monkeypatch, capsys):
+    """The disk was too full for the state of a better model, and the run was killed."""
+    scores = iter((0.2, 0.5, 0.1, 0.1))
+    monkeypatch.setattr(best, "evaluate_split", lambda *_, **__: {"miou": next(scores)})
+    original = checkpoint._write_tensors
+
+    def full(part: Path, tensors: object) -> dict[str, object]:
+        if "step-00000002" in part.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(part, tensors)
+
+    monkeypatch.setattr(checkpoint, "_write_tensors", full)
+    killed_and_resumed(with_train(config, steps=3, eval_every=1), monkeypatch, at=2)
+    assert "the best model is of step 2, not of step 1; the state has it" in capsys.readouterr().err
+    assert from_pretrained(config.out)[1].metrics == {"val mIoU": 0.2, "step": 1}
+    metrics = json.loads(Path(config.out, "metrics.json").read_text())
+    assert metrics["single_scale"]["miou"] == 0.2
+
+
 def test_resume_without_a_state_is_refused(config):
     with pytest.raises(SetrError, match="no training state to resume from"):
         train(config, resume=True)
@@ -602,6 +665,25 @@ def test_names_are_checked_before_data_are_opened(config, settings, message, mon
     wrong = dataclasses.replace(config, model=dataclasses.replace(config.model, **settings))
     with pytest.raises(SetrError, match=message) as caught:
         train(wrong)
+    assert caught.value.code == USAGE
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes", "message"),
+    [
+        ({}, 2, "train.cache_features: needs a single process; start without torchrun"),
+        ({"name": "fcn_r101"}, 1, "resnet101c is not a transformer, its maps differ in size"),
+    ],
+)
+def test_features_that_cannot_be_stored_are_refused_before_data_are_opened(
+    config, monkeypatch, settings, processes, message
+):
+    monkeypatch.setattr(preparing, "open_splits", lambda *_: pytest.fail("the model comes first"))
+    monkeypatch.setattr(build, "world", lambda: processes)
+    model = dataclasses.replace(config.model, channels=None, taps=None, freeze=-1, **settings)
+    wrong = dataclasses.replace(config, model=model)
+    with pytest.raises(SetrError, match=message) as caught:
+        train(with_train(wrong, cache_features="once"))
     assert caught.value.code == USAGE
 
 

@@ -419,7 +419,14 @@ def test_parts_that_do_not_fit():
 
 
 @pytest.mark.parametrize(
-    "setting", [{"loss": "dice"}, {"cache_features": "once"}, {"adjust_logits": True}]
+    "setting",
+    [
+        {"loss": "dice"},
+        {"loss_norm": "all"},
+        {"aux_weight": 0.2},
+        {"cache_features": "once"},
+        {"adjust_logits": True},
+    ],
 )
 def test_settings_that_do_not_fit_are_refused_before_training(setting):
     config = setr.recipe("finetune")

@@ -315,7 +315,10 @@ def test_a_cache_needs_a_frozen_encoder():
     with pytest.raises(SetrError, match=r"only with --model\.freeze -1") as caught:
         Config(train=TrainConfig(cache_features="flip"))
     assert caught.value.code == USAGE
-    Config(model=ModelConfig(freeze=-1), train=TrainConfig(cache_features="flip"))
+    frozen = Config(model=ModelConfig(freeze=-1), train=TrainConfig(cache_features="flip"))
+    for name in ("flip_vertical", "rotate", "rare_class_crops"):
+        with pytest.raises(SetrError, match=rf"data\.{name} 1\.0: has no effect with train\.cache"):
+            frozen.replace({f"data.{name}": 1.0})
 
 
 def test_freed_memory_is_given_back_when_a_process_has_grown(monkeypatch):

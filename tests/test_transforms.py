@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from setr import transforms
 from setr.crop_window import CropWindow
 from setr.data import scenes
 from setr.labels import IGNORE
@@ -72,6 +73,39 @@ def test_its_region_is_all_it_samples(height, width, seed):
     off = off_in_its_region(height, width, seed)
     assert off.max() <= 1  # positions are counted in fp32 from another corner
     assert off.mean() < 0.1
+
+
+@pytest.mark.parametrize("angle", [0.0, 180.0])
+@pytest.mark.parametrize("ratio", [2, 4])
+def test_masks_at_an_exact_ratio_are_not_moved_against_their_images(ratio, angle):
+    """Two pixels are equally near everywhere; over many samples, each is chosen as often."""
+    side = 48 // ratio
+    places = np.broadcast_to(np.arange(48, dtype=np.uint8), (48, 48))
+    centres = (np.arange(side) + 0.5) * ratio - 0.5
+    augment = Augmentation((side, side), short_side=side, scale_range=(1, 1), **PLAIN)
+    image = np.zeros((48, 48, 3), np.uint8)
+    for field in (places, places.T):
+        seen = []
+        for seed in range(100):
+            rng = np.random.default_rng((seed, 1, 2))
+            _, mask = augment(image, np.ascontiguousarray(field), rng)
+            line = mask[side // 2] if field is places else mask[:, side // 2]
+            seen.append((line - centres).mean())
+        assert set(seen) == {-0.5, 0.5}
+        assert abs(np.mean(seen)) < 0.2
+    for lean in (-1, 1):
+        window = CropWindow((48, 48), (side, side), (0, 0), (side, side), angle, (lean, lean))
+        picked = window.cut(np.ascontiguousarray(places), nearest=True, fill=IGNORE)[side // 2]
+        assert (picked == (centres if angle == 0 else centres[::-1]) + lean / 2).all()
+
+
+def test_the_side_of_equally_near_pixels_changes_no_other_draw(monkeypatch):
+    augment = Augmentation((32, 40), short_side=60)
+    drawn, fixed = (np.random.default_rng((0, 1)) for _ in range(2))
+    image, _ = augment(IMAGE, MASK, drawn)
+    monkeypatch.setattr(transforms, "_sides", lambda rng: (0, 0))
+    np.testing.assert_array_equal(augment(IMAGE, MASK, fixed)[0], image)
+    assert drawn.random() == fixed.random()
 
 
 def test_at_scale_one_it_is_the_plain_crop():

@@ -238,6 +238,13 @@ class Config:
             self.train.cache_features == "none" or self.distill.teacher is None,
             "train.cache_features: a teacher needs the images; leave out distill.teacher or this",
         )
+        for name in ("flip_vertical", "rotate", "rare_class_crops"):
+            value, kept = getattr(self.data, name), self.train.cache_features
+            check_setting(
+                kept == "none" or not value,
+                f"data.{name} {value}: has no effect with train.cache_features {kept}; leave one "
+                "of them out",
+            )
 
     def replace(self, changes: Mapping[str, Any]) -> Config:
         """A copy with other settings, by the names of the command line's options.

@@ -19,6 +19,7 @@ from setr.errors import SetrError
 from setr.hub import from_pretrained
 from setr.layers.precision import autocast_dtype, precision_name
 from setr.model import SETR
+from setr.model_sources import sources_of
 from setr.processes.faults import is_out_of_memory
 from setr.processes.machine import free_bytes
 from setr.training.build import build_empty, without_weights
@@ -67,7 +68,7 @@ def _cached_estimate(
     teacher = config.distill.teacher
     return step_memory(
         build_empty(config, num_classes),
-        teacher=_meta_teacher(teacher) if teacher else None,
+        teachers=_meta_teachers(teacher) if teacher else (),
         batch=batch,
         size=config.data.crop_size,
         device=device,
@@ -80,16 +81,16 @@ def _cached_estimate(
     )
 
 
-def _meta_teacher(source: str) -> SETR:
-    """A teacher without its weights."""
+def _meta_teachers(source: str) -> list[SETR]:
+    """The models of a teacher without their weights."""
     with torch.device("meta"):
-        return SETR(**_teacher_arguments(source))
+        return [SETR(**arguments) for arguments in _teacher_arguments(source)]
 
 
 @lru_cache(maxsize=1)
-def _teacher_arguments(source: str) -> dict[str, Any]:
-    """What a teacher is built from; its file is read once for all batch sizes that are tried."""
-    return from_pretrained(source)[0].arguments
+def _teacher_arguments(source: str) -> list[dict[str, Any]]:
+    """What teachers are built from; their files are read once for all batch sizes tried."""
+    return [from_pretrained(one)[0].arguments for one in sources_of(source)]
 
 
 @lru_cache(maxsize=64)

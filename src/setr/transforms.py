@@ -87,8 +87,10 @@ class Augmentation:
         size = max(1, round(H * scale)), max(1, round(W * scale))
         centre = self._rare_pixel(mask, rng) if self.rare_crops else None
         angle = self._angle(rng)
+        lean = _sides(rng) if size != (H, W) or angle else (0, 0)
         for _ in range(TRIES):
             window = self._window((H, W), size, centre, angle, rng)
+            window = replace(window, lean=lean)
             whole = isinstance(mask, np.ndarray) and max(H, W) < LONGEST
             rows, columns = (slice(0, H), slice(0, W)) if whole else window.source_region
             corner = rows.start, columns.start
@@ -161,6 +163,12 @@ class Augmentation:
         pixels = np.flatnonzero(mask == chosen)
         y, x = divmod(int(pixels[rng.integers(len(pixels))]), mask.shape[1])
         return (y + 0.5) / mask.shape[0], (x + 0.5) / mask.shape[1]
+
+
+def _sides(rng: np.random.Generator) -> tuple[int, int]:
+    """-1 or 1 for y and x, at random; a child of `rng` draws them, whose own sequence goes on."""
+    down, right = (2 * rng.spawn(1)[0].integers(2, size=2) - 1).tolist()
+    return down, right
 
 
 def base_scale(H: int, W: int, short_side: int | None, long_side: int | None) -> float:

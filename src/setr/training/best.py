@@ -1,4 +1,9 @@
-"""The best weights of a run, by validation mIoU: testing, saving, and logit adjustment."""
+"""The best weights of a run, by validation mIoU: testing, saving, and logit adjustment.
+
+A state that has better weights is saved before they become the model in the run folder. A run that
+ends in between writes the model from that state when it is resumed, so the folder never has a model
+that the figures and the log of the run do not know.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ import torch
 from torch import Tensor
 
 from setr import distributed
+from setr.checkpoint import State
 from setr.config import Config
 from setr.data.dataset import Dataset
 from setr.distributed import say
@@ -49,6 +55,7 @@ class Best:
 
     Attributes:
         figures: scores of the best weights on `val`; empty before the first test.
+        step: number of steps after which they were the best.
         stale: number of tests since then, none of which found better weights.
     """
 
@@ -64,32 +71,45 @@ class Best:
         self.config, self.folder, self.val, self.info = config, folder, val, info
         self.device, self.weight = device, weight
         self.figures: dict[str, Any] = {}
+        self.step: int | None = None
         self.stale = 0
+        # of the model in the folder
+        self.written: tuple[dict[str, Any], int | None] = self.figures, self.step
 
     def state(self) -> dict[str, Any]:
         """Values for the training state."""
-        return {"figures": self.figures, "stale": self.stale}
+        return {"figures": self.figures, "best": self.step, "stale": self.stale}
 
-    def restore(self, values: Mapping[str, Any]) -> None:
-        """Restore the values of a training state, unless the best model is missing or damaged.
+    def restore(self, state: State) -> bool:
+        """Restore the values of a training state; whether the model is to be written from it.
 
-        It is missing if only the state was copied from another machine; the weights tested next are
-        then saved as the best.
+        If the folder does not have the model of these figures, and neither has the state, the
+        weights tested next are saved as the best. So it is if only a later state was copied from
+        another machine.
         """
-        if values["figures"] and (problem := distributed.on_first(self._problem)):
+        figures, step = state.values["figures"], state.values.get("best")
+        problem = distributed.on_first(lambda: self._problem(step)) if figures else ""
+        if problem and step != state.step:
             say(f"warning: {self.folder.out}: the best model {problem}; the next one is saved")
-            return
-        self.figures, self.stale = values["figures"], values.get("stale", 0)
+            return False
+        self.figures, self.step, self.stale = figures, step, state.values.get("stale", 0)
+        if problem:
+            say(f"{self.folder.out}: the best model {problem}; the state has it")
+            return True
+        self.written = figures, step
+        return False
 
-    def _problem(self) -> str:
-        """What is wrong with the saved model; empty if nothing is."""
+    def _problem(self, step: int | None) -> str:
+        """What is wrong with the saved model, which should be of a step; empty if nothing is."""
         if not holds_model(self.folder.out):
             return "is missing"
         try:
-            from_pretrained(self.folder.out)
+            _, info = from_pretrained(self.folder.out)
         except SetrError as error:
             return f"cannot be read ({error})"
-        return ""
+        found = info.metrics.get("step")
+        known = step is not None  # not in states of older versions
+        return f"is of step {found}, not of step {step}" if known and found != step else ""
 
     def stop_reason(self) -> str:
         """Why training stops early, the same in all processes; empty if it goes on."""
@@ -107,18 +127,18 @@ class Best:
         guard: Guard,
         stopped: Callable[[], bool],
         log: Callable[[Mapping[str, Any]], None],
-    ) -> None:
-        """Test the model's current weights; save them if they are the best so far.
+    ) -> bool:
+        """Test the model's current weights; whether they are the best so far, to be written.
 
         Args:
             parallel: the model.
             step: number of steps trained.
-            guard: context manager for the evaluation, which ends before anything is written.
+            guard: context manager for the evaluation.
             stopped: as for `evaluate_split`.
             log: takes the figures.
 
         Raises:
-            UntestedError: the evaluation failed, before anything was written.
+            UntestedError: the evaluation failed.
         """
         model, samples = parallel.model, Samples(self.val.labels, self.config.train.samples)
         with guard(), parallel.whole():
@@ -136,16 +156,25 @@ class Best:
         losses = ((name.replace("_", "-"), figures.get(name)) for name in ("loss", CROSS_ENTROPY))
         loss = "".join(f", {name} {value:.3f}" for name, value in losses if value is not None)
         say(f"step {step}: {self.val.split} mIoU {100 * score:.2f} %{loss}; {best}")
-        if stale:
-            self.stale += 1
-            return
-        self.stale = 0
-        state = full_tensors(model.state_dict())
-        metrics = {"val mIoU": round(score, 4), "step": step}
+        self.stale = self.stale + 1 if stale else 0
+        if not stale:
+            self.figures, self.step = figures, step
+        return not stale
+
+    def write(self, parallel: Parallel) -> None:
+        """Write the model's current weights, which are the best ones.
+
+        If that fails, the model in the folder stays the best.
+        """
+        with parallel.whole():
+            state = full_tensors(parallel.model.state_dict())
+        metrics = {"val mIoU": round(self.figures["miou"] or 0.0, 4), "step": self.step}
         info = dataclasses.replace(self.info, metrics=metrics)
-        save = partial(save_pretrained, self.folder.out, model, info, state=state)
+        save = partial(save_pretrained, self.folder.out, parallel.model, info, state=state)
         if self.folder.replace_model("best weights", save):
-            self.figures = figures
+            self.written = self.figures, self.step
+        else:
+            self.figures, self.step = self.written
 
     def is_adjusted(self) -> bool:
         """Whether the saved model was already adjusted, before this run was resumed."""

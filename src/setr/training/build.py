@@ -11,7 +11,7 @@ from setr.arguments.named_values import encoder_arguments
 from setr.bands import Bands
 from setr.catalog import is_convolutional
 from setr.config import Config, ModelConfig
-from setr.distributed import say
+from setr.distributed import say, world
 from setr.encoder import Encoder
 from setr.errors import UsageError
 from setr.labels import Labels
@@ -88,15 +88,29 @@ def require_buildable(config: Config, *, weights: bool) -> None:
     model = build_empty(config)
     if isinstance(model.decoder, MaskClassifier):
         _require_mask_training(config, model)
+    if config.train.cache_features != "none":
+        _require_stored_features(model)
     for source, resnet in _pretrained_sources(model, config.model) if weights else ():
         require_weights(model, source, resnet=resnet)
+
+
+def _require_stored_features(model: SETR) -> None:
+    """Raise `SetrError` if the features of a model cannot be stored."""
+    if world() > 1:
+        raise UsageError("train.cache_features: needs a single process; start without torchrun")
+    if not isinstance(model.encoder, Encoder):
+        raise UsageError(
+            f"train.cache_features: {model.arguments['encoder']} is not a transformer, its maps "
+            "differ in size; leave it out"
+        )
 
 
 def _require_mask_training(config: Config, model: SETR) -> None:
     """Raise `SetrError` if settings do not fit a model with its own loss, or SciPy is missing."""
     train = config.train
-    if train.loss != "cross_entropy":
-        raise UsageError(f"train.loss {train.loss}: EoMT has a loss of its own; leave it out")
+    for name in ("loss", "loss_norm", "aux_weight"):
+        if (value := getattr(train, name)) != getattr(type(train), name):
+            raise UsageError(f"train.{name} {value}: EoMT has a loss of its own; leave it out")
     if train.cache_features != "none":
         raise UsageError(
             f"train.cache_features {train.cache_features}: EoMT's queries change the encoder's "

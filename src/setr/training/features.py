@@ -32,8 +32,7 @@ from setr.crop_window import CropWindow
 from setr.data.dataset import Dataset
 from setr.data.loader import whole_images
 from setr.data.survey import survey
-from setr.distributed import say, world
-from setr.encoder import Encoder
+from setr.distributed import say
 from setr.errors import DataError, SetrError, UsageError
 from setr.evaluation import testing
 from setr.inference import normalize
@@ -93,16 +92,9 @@ def open_features(
         dtype: of autocast; None for fp32.
 
     Raises:
-        SetrError: several processes, an encoder whose maps differ in size, a full disk, an image
-            that cannot be read or does not exist, features out of the range of fp16.
+        SetrError: a full disk, an image that cannot be read or does not exist, features out of the
+            range of fp16.
     """
-    if world() > 1:
-        raise UsageError("train.cache_features: needs a single process; start without torchrun")
-    if not isinstance(model.encoder, Encoder):
-        raise UsageError(
-            f"train.cache_features: {model.arguments['encoder']} is not a transformer, its maps "
-            "differ in size; leave it out"
-        )
     if dataset.decoded and dataset.version is None:
         raise UsageError(
             "train.cache_features: stored features need a version of the data; give "

@@ -9,6 +9,7 @@ formula would need a term for each. Internal allocations of kernels are not seen
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,7 @@ class Memory:
 def step_memory(
     model: SETR,
     *,
-    teacher: SETR | None = None,
+    teachers: Sequence[SETR] = (),
     batch: int,
     size: tuple[int, int],
     device: torch.device,
@@ -78,7 +79,7 @@ def step_memory(
 
     Args:
         model: on the meta device, with frozen parts frozen; its weights become fake tensors.
-        teacher: of a run with distillation, on the meta device.
+        teachers: of a run with distillation, on the meta device.
         batch: number of images in a micro-batch.
         size: (H, W) of the images in pixels.
         dtype: of autocast; None for fp32.
@@ -95,7 +96,7 @@ def step_memory(
     trained = _bytes(p for p in model.parameters() if p.requires_grad)
     weights = _bytes(_tensors(model))
     optimizer = moments * trained + (weights if average else 0)
-    weights += _bytes(_tensors(teacher)) if teacher else 0
+    weights += sum(_bytes(_tensors(teacher)) for teacher in teachers)
     process = resident_bytes() + KERNELS if device.type == "cpu" else 0
     if device.type == "cpu":
         # measured beyond the tensors: 2 bytes per weight in bf16; in fp32 the gaps that freed
@@ -105,25 +106,25 @@ def step_memory(
         model.to_empty(device=device)
         model.train()
         tracker = _MemoryTracker(_tensors(model))
-        if teacher:
+        for teacher in teachers:
             tracker.count(_tensors(teacher.to_empty(device=device).eval()))
         output, inputs = None, _inputs(model, batch, size, device, cached)
         tracker.count(inputs.maps if isinstance(inputs, Features) else [inputs])
         with tracker:
             for _ in range(2):
                 with autocast(device, dtype), require_several_values(batch, size):
-                    taught = _taught(teacher, inputs)
+                    taught = _taught(teachers, inputs)
                     output = model(inputs, with_aux=True)
                 before = tracker.now
                 parts = _loss_parts(output, size, loss)
-                if taught is not None:
-                    parts.append(_LossMemory.apply(output.logits))
+                parts += [_LossMemory.apply(output.logits) for _ in taught]
                 value = torch.stack(parts)
                 del parts
                 held = tracker.now - weights
-                read = predictions(output) if taught is None else [taught, *predictions(output)]
+                read = [*taught, *predictions(output)]
                 logits = _bytes(read) + tracker.now - before
-                output = taught = None
+                output = None
+                taught.clear()
                 del read
                 value.sum().backward()
                 if not keeps_gradients:
@@ -155,11 +156,11 @@ def _inputs(
 
 
 @torch.no_grad()
-def _taught(teacher: SETR | None, inputs: Tensor | Features) -> Tensor | None:
-    """A teacher's logits, for images with its own normalisation."""
-    if teacher is None or isinstance(inputs, Features):
-        return None
-    return teacher.coarse(inputs.clone()).logits
+def _taught(teachers: Sequence[SETR], inputs: Tensor | Features) -> list[Tensor]:
+    """The logits of teachers, for images with their own normalisation."""
+    if isinstance(inputs, Features):
+        return []
+    return [teacher.coarse(inputs.clone()).logits for teacher in teachers]
 
 
 def _loss_parts(output: Output | MaskOutput, size: tuple[int, int], loss: LossKind) -> list[Tensor]:

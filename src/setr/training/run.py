@@ -41,7 +41,7 @@ from setr.training.profiling import Profile
 from setr.training.resolved import announce, headline, unlabelled_count
 from setr.training.runfolder import RunFolder
 from setr.training.samples import crops_picture
-from setr.training.snapshot import restore, snapshot
+from setr.training.snapshot import restore, snapshot, tested_weights
 from setr.training.sources import open_source
 from setr.training.telemetry import Telemetry
 from setr.training.updates import Updates
@@ -92,11 +92,12 @@ class Run:
         self.optimizer = build_optimizer(self.model, config.optim)
         self.ema = MovingAverage(self.model, config.train.ema) if config.train.ema else None
         self.step, self.tested_step, self.seconds = 0, 0, 0.0
+        unwritten = False  # whether the state has a best model that the folder lacks
         if folder.state:
             restore(folder.state, self.model, self.optimizer, self.ema)
             self.step, values = folder.state.step, folder.state.values
             self.tested_step, self.seconds = values.get("tested", self.step), values["seconds"]
-            self.best.restore(values)
+            unwritten = self.best.restore(folder.state)
             self.scaler.restore(values.get("scaler", {}))
             say(f"continuing after step {self.step}")
         self.saved = folder.state is not None  # whether the newest state on disk is this one
@@ -122,6 +123,9 @@ class Run:
             dtype=self.dtype,
         )
         folder.open(ready.saved_config)
+        if unwritten and folder.state:
+            with tested_weights(folder.state, self.model):
+                self.best.write(self.parallel)
 
     def loop(self) -> None:
         """Run the remaining steps."""
@@ -154,8 +158,8 @@ class Run:
                     self._test(interrupt, progress)
                 if logged or tested:
                     end_reason = self.best.stop_reason() or self.folder.ended()
-                better = tested and not self.best.stale  # older states lack its figures
-                if last or end_reason or better or self.step % config.save_every == 0:
+                saved = tested and not self.best.stale  # by the test
+                if (last or end_reason or self.step % config.save_every == 0) and not saved:
                     self._save()
             self._stop_if_needed(interrupt)
         progress.close()
@@ -274,7 +278,8 @@ class Run:
     def _finish(self) -> dict[str, Any]:
         if self.tested_step < self.step or not self.best.figures:
             self._validate()
-            self._save()
+            if self.best.stale:
+                self._save()
         if not self.best.figures:
             raise together(
                 SetrError(
@@ -304,17 +309,23 @@ class Run:
     ) -> None:
         """Test the weights, or their moving average if there is one; see `Best.test`.
 
-        If that fails, all processes save the state before they raise the error.
+        Better ones are saved as a state, then as the best model (see `best.py`). If the test fails,
+        all processes save the state before they raise the error.
         """
         self.updates.release()
+        averaged = partial(self.ema.inside, self.model) if self.ema else contextlib.nullcontext
         try:
-            with self.ema.inside(self.model) if self.ema else contextlib.nullcontext():
-                self.best.test(self.parallel, self.step, guard, stopped, self._log)
+            with averaged():
+                better = self.best.test(self.parallel, self.step, guard, stopped, self._log)
         except UntestedError as failure:
             self._save_for_later()
             error = failure.__cause__ or failure
             raise error from error.__cause__
         self.tested_step, self.saved = self.step, False
+        if better:
+            self._save()
+            with averaged():
+                self.best.write(self.parallel)
 
     def _save(self) -> bool:
         values = {

@@ -5,6 +5,9 @@ Optimiser state is stored by parameter name, so it fits any number of processes 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -37,9 +40,7 @@ def restore(
     for name, value in model.state_dict().items():
         state.read(f"model/{name}", value)
     if average:
-        kept = any(name.startswith("ema/") for name in state.names())
-        for name, value in average.state.items():
-            state.read(f"ema/{name}" if kept else f"model/{name}", value)
+        _restore_average(state, average)
     saved: dict[str, list[str]] = {}
     for name in state.names():
         if name.startswith("optimizer/"):
@@ -53,3 +54,21 @@ def restore(
             value = torch.zeros_like(parameter) if alike else torch.zeros((), device=counts)
             state.read(f"optimizer/{name}/{key}", value)
             optimizer.state[parameter][key] = value.detach()
+
+
+def _restore_average(state: State, average: MovingAverage) -> None:
+    kept = any(name.startswith("ema/") for name in state.names())
+    for name, value in average.state.items():
+        state.read(f"ema/{name}" if kept else f"model/{name}", value)
+
+
+@contextlib.contextmanager
+def tested_weights(state: State, model: nn.Module) -> Iterator[None]:
+    """Context manager in which a model has those weights of a state that were tested.
+
+    They are its moving average if it has one, whether or not the run keeps one now.
+    """
+    average = MovingAverage(model, decay=0.0)
+    _restore_average(state, average)
+    with average.inside(model):
+        yield

@@ -1,7 +1,12 @@
-"""Distillation: a trained model whose predictions another one learns, beside the labels."""
+"""Distillation: a trained model whose predictions another one learns, beside the labels.
+
+Several teachers count alike: the mean of the divergences from each has the gradient of that from
+the mean of their probabilities, and needs no more than one teacher's predictions at a time.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,19 +22,20 @@ from setr.labels import Labels
 from setr.layers.precision import autocast
 from setr.model import SETR, Output
 from setr.model_info import ModelInfo
+from setr.model_sources import sources_of
 from setr.training.facts import weights_digest
 
 
 class Taught(NamedTuple):
-    """What a teacher says about the crops of a micro-batch.
+    """What teachers say about the crops of a micro-batch.
 
     Attributes:
-        output: its predictions.
+        outputs: the predictions of each.
         counted: (B, H, W), `IGNORE` where they do not count.
         pixels: the number of those that count in the whole step.
     """
 
-    output: Output
+    outputs: list[Output]
     counted: Tensor
     pixels: Tensor
 
@@ -38,41 +44,47 @@ class Teacher:
     """Predicts the classes of training crops, and compares them with a student's predictions.
 
     Args:
-        model: of the same classes and channels as the student.
+        members: one or more models of the same classes and channels as the student, with what each
+            was stored with.
         settings: weight and temperature of the loss.
         dtype: of autocast; None for fp32.
     """
 
     def __init__(
         self,
-        model: SETR,
-        info: ModelInfo,
+        members: Sequence[tuple[SETR, ModelInfo]],
         settings: DistillConfig,
         device: torch.device,
         dtype: torch.dtype | None,
     ) -> None:
-        self.digest = weights_digest(model)
-        self.model = model.eval().requires_grad_(False).to(device)
-        self.info, self.settings, self.device, self.dtype = info, settings, device, dtype
+        self.digest = "+".join(weights_digest(model) for model, _ in members)
+        self.members = [
+            (model.eval().requires_grad_(False).to(device), info) for model, info in members
+        ]
+        self.settings, self.device, self.dtype = settings, device, dtype
 
     @torch.no_grad()
-    def __call__(self, pixels: Tensor) -> Output:
+    def __call__(self, pixels: Tensor) -> list[Output]:
         """The predictions for crops uint8 (B, H, W, C), on the device."""
-        images = normalize(pixels, self.info.mean, self.info.std)
+        given = ((model, normalize(pixels, info.mean, info.std)) for model, info in self.members)
         with autocast(self.device, self.dtype):
-            return self.model.coarse(images)
+            return [model.coarse(images) for model, images in given]
 
     def loss(self, student: Output, taught: Taught) -> Tensor:
         """A micro-batch's part of the mean divergence of a student's predictions from these."""
-        distance = upsample_divergence(
-            student.logits,
-            taught.output.logits,
-            taught.counted,
-            student.size,
-            taught.output.size,
-            temperature=self.settings.temperature,
-        )
-        return distance / taught.pixels.clamp(min=1)
+        distances = [
+            upsample_divergence(
+                student.logits,
+                output.logits,
+                taught.counted,
+                student.size,
+                output.size,
+                temperature=self.settings.temperature,
+            )
+            for output in taught.outputs
+        ]
+        mean = torch.stack(distances).sum() / len(distances)
+        return mean / taught.pixels.clamp(min=1)
 
 
 def open_teacher(
@@ -82,7 +94,7 @@ def open_teacher(
     device: torch.device,
     dtype: torch.dtype | None,
 ) -> Teacher | None:
-    """The teacher of a run, if it has one.
+    """The teacher of a run, if it has one; of several models, all of them.
 
     Args:
         labels: of the training data.
@@ -92,18 +104,20 @@ def open_teacher(
     Raises:
         SetrError: no such model, or one with other classes or bands than the data.
     """
-    source = config.distill.teacher
-    if source is None:
+    if config.distill.teacher is None:
         return None
-    model, info = from_pretrained(source)
-    if info.labels.classes != labels.classes:
-        raise UsageError(f"distill.teacher {source}: {_difference(info.labels, labels)}")
-    if info.bands != bands:
-        raise UsageError(
-            f"distill.teacher {source}: reads {info.bands or 'RGB'}, the data have "
-            f"{bands or 'RGB'}; give a teacher trained on the same bands"
-        )
-    return Teacher(model, info, config.distill, device, dtype)
+    members = []
+    for source in sources_of(config.distill.teacher):
+        model, info = from_pretrained(source)
+        if info.labels.classes != labels.classes:
+            raise UsageError(f"distill.teacher {source}: {_difference(info.labels, labels)}")
+        if info.bands != bands:
+            raise UsageError(
+                f"distill.teacher {source}: reads {info.bands or 'RGB'}, the data have "
+                f"{bands or 'RGB'}; give a teacher trained on the same bands"
+            )
+        members.append((model, info))
+    return Teacher(members, config.distill, device, dtype)
 
 
 def _difference(own: Labels, labels: Labels) -> str:

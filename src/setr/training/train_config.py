@@ -206,8 +206,9 @@ class DistillConfig:
     """Learning from another model's predictions, beside the labels (knowledge distillation)."""
 
     teacher: str | None = None
-    """A trained model of the same classes: a model directory, or owner/name on the Hub. The loss
-    adds how far the predictions are from its predictions, at every pixel."""
+    """A trained model of the same classes: a model directory, or owner/name on the Hub; or several,
+    joined with commas. The loss adds how far the predictions are from its predictions, at every
+    pixel."""
     weight: float = 1.0
     """Weight of that part of the loss."""
     temperature: float = 1.0
