@@ -14,6 +14,7 @@ _UNREPORTED = {
     "datasets": {"HF_UPDATE_DOWNLOAD_COUNTS": "0", **_HUB},
     "huggingface_hub": _HUB,
     "nncf": {"NNCF_CI": "1"},
+    "onnxruntime": {"ORT_DISABLE_TELEMETRY": "1"},
     "ray": {"RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_PROMPT_ENABLED": "0"},
     "wandb": {"WANDB_ERROR_REPORTING": "false"},
 }

@@ -259,9 +259,11 @@ def require_default(given: Any, rule: str, *names: str) -> None:
 
 
 def require_file(path: Path) -> None:
-    """Refuse a file that is not there, before a model is opened for it."""
+    """Refuse a file that is not there, or a folder, before a model is opened for it."""
     if not path.exists():
         raise UsageError(f"{path}: no such file")
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; give a file")
 
 
 def _refusal(stop: BaseException) -> SetrError | None:
