@@ -22,7 +22,7 @@ from typing import Any
 from setr import __version__
 from setr.arguments.elsewhere import COMMANDS_ELSEWHERE
 from setr.arguments.help_text import description, flowing_help, plain_placeholders
-from setr.arguments.usage import missing, named_as_typed, problem
+from setr.arguments.usage import emptied, missing, named_as_typed, problem
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError, UsageError, nearest
 from setr.processes.interrupt import ending_by_signals
 from setr.processes.quota import limit_spinning, limit_threads
@@ -188,7 +188,7 @@ def parse(kind: Any, args: list[str], verb: str, **options: Any) -> Any:
             else problem(kind, args, verb) or _unboxed(caught.getvalue())
         )
         raise _of_the_command_line(message) from None
-    lacking = missing(kind, given, verb)
+    lacking = missing(kind, given, verb) or emptied(kind, args, verb)
     if lacking:
         raise _of_the_command_line(lacking)
     return given

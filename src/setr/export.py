@@ -161,8 +161,9 @@ def check_request(path: Path, format: str, precision: str, *, calibrated: bool) 
     """
     if path.suffix != SUFFIX[format]:
         raise UsageError(f"-o {path}: {format} files end in {SUFFIX[format]}")
-    if path.is_dir():
-        raise UsageError(f"-o {path}: is a folder; give the name of a file")
+    for file in (path, *_beside(path, format)):
+        if file.is_dir():
+            raise UsageError(f"-o {file}: is a folder; give another name")
     if precision not in PRECISIONS[format]:
         known = ", ".join(PRECISIONS[format])
         raise UsageError(f"--precision {precision}: {format} files have {known}")
@@ -175,6 +176,11 @@ def check_request(path: Path, format: str, precision: str, *, calibrated: bool) 
         import_extra("nncf", "openvino", "--precision int8")
     if format == "openvino":
         import_extra("openvino", "openvino", str(path))
+
+
+def _beside(path: Path, format: str) -> tuple[Path, ...]:
+    """Further files that an export writes or replaces beside the one that is named."""
+    return {"openvino": (path.with_suffix(".bin"),), "onnx": (weights_beside(path),)}.get(format, ())
 
 
 @contextmanager
