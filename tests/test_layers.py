@@ -13,6 +13,7 @@ ORDER = (
     *(
         "arguments.choices",
         "arguments.elsewhere",
+        "arguments.elsewhere_python",
         "errors",
         "arguments.typed",
         "arguments.named_values",

@@ -42,6 +42,8 @@ from setr.processes.lock import ScratchFolder
 from setr.reading.files import cannot_write, writing
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+LONGEST_NAME = 255
+"""Bytes in the name of a file, on all common file systems."""
 PRECISIONS = {
     "onnx": ("fp32", "fp16", "int8"),  # ONNX Runtime has no bf16 arithmetic on CPUs
     "openvino": ("fp32", "bf16", "fp16", "int8"),
@@ -162,8 +164,10 @@ def check_request(path: Path, format: str, precision: str, *, calibrated: bool) 
     if path.suffix != SUFFIX[format]:
         raise UsageError(f"-o {path}: {format} files end in {SUFFIX[format]}")
     for file in (path, *_beside(path, format)):
-        if file.is_dir():
+        if os.path.isdir(file):
             raise UsageError(f"-o {file}: is a folder; give another name")
+        if len(os.fsencode(file.name)) > LONGEST_NAME:
+            raise UsageError(f"-o {path}: has a long name; give a shorter one")
     if precision not in PRECISIONS[format]:
         known = ", ".join(PRECISIONS[format])
         raise UsageError(f"--precision {precision}: {format} files have {known}")
@@ -180,7 +184,9 @@ def check_request(path: Path, format: str, precision: str, *, calibrated: bool) 
 
 def _beside(path: Path, format: str) -> tuple[Path, ...]:
     """Further files that an export writes or replaces beside the one that is named."""
-    return {"openvino": (path.with_suffix(".bin"),), "onnx": (weights_beside(path),)}.get(format, ())
+    return {"openvino": (path.with_suffix(".bin"),), "onnx": (weights_beside(path),)}.get(
+        format, ()
+    )
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from setr.arguments.choices import Precision
-from setr.arguments.elsewhere import HintsAtNames, answers_keywords
+from setr.arguments.elsewhere_python import HintsAtNames, answers_keywords
 from setr.arguments.typed import checked
 from setr.bands import Bands, Range, as_rgb
 from setr.errors import SetrError, UsageError
