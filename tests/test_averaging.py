@@ -106,6 +106,12 @@ def test_what_does_not_average_is_refused_in_a_line(runs, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_a_folder_whose_name_is_no_text(runs, tmp_path):
+    out = os.fsdecode(bytes(tmp_path / "a") + b"\xff")
+    assert main(["average", *map(str, runs), "-o", out]) == 0
+    assert "a?" in Path(out, "README.md").read_text(encoding="utf-8")
+
+
 def test_models_of_other_classes_do_not_average(runs, tmp_path):
     names = ("mountain", *scenes.LABELS.classes[1:])
     other = replace(scenes.LABELS, classes=names)

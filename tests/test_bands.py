@@ -264,7 +264,7 @@ def test_arrays_of_other_types_are_scaled_by_the_range_of_the_bands():
     assert (found[0, 3].tolist(), found[0, 0].tolist()) == ([90, 9], [0, 0])
     with pytest.raises(SetrError, match="array: has float32 values; give the range"):
         as_image(values.astype(np.float32), bands=Bands((1,)))
-    with pytest.raises(SetrError, match=r"array \(4, 4, 3\) uint16: give uint8 RGB"):
+    with pytest.raises(SetrError, match=r"array \(4, 4\) uint16: give uint8 RGB"):
         as_image(values)
 
 

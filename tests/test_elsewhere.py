@@ -12,10 +12,10 @@ import setr
 from setr.arguments.elsewhere import (
     ADVICE_HERE,
     COMMANDS_HERE,
-    NAMES_ELSEWHERE,
     OPTIONS_HERE,
     VALUES_HERE,
 )
+from setr.arguments.elsewhere_python import NAMES_ELSEWHERE
 from setr.labels import Labels
 from setr.result import Result
 

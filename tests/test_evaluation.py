@@ -553,6 +553,11 @@ def test_no_image_is_no_test(runs, count):
     assert evaluate(runs / "one", runs / "data", count=1)["images"] == 1
 
 
+def test_fewer_than_no_workers_are_refused(runs):
+    with pytest.raises(SetrError, match="workers -1: give 0 or more"):
+        evaluate(runs / "one", runs / "data", workers=-1)
+
+
 def test_a_test_that_fails_restores_the_mode(runs):
     predictor = setr.load(runs / "one", device="cpu")
     model = predictor.network.train()

@@ -39,7 +39,7 @@ from setr.pages.montage import mark, montage, with_legend
 from setr.predictor import Predictor
 from setr.protocols import Protocol
 from setr.writing import write_bytes
-from tests.conftest import tiny_model
+from tests.conftest import refusal, tiny_model
 
 SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 2}
 ENCODERS = {
@@ -342,10 +342,18 @@ def test_a_truth_that_does_not_fit_is_told_with_what_to_do(
     assert "data.yaml" not in told
 
 
+def test_a_place_where_nothing_can_be_written_is_refused_first(folder, capsys):
+    (folder / "notes").write_text("somebody's")
+    words = "attention", folder / "no model", folder / "scene.png", "-o", folder / "notes"
+    assert "notes: cannot write: Not a directory; choose" in refusal(capsys, "explain", *words)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["attentoin"], USAGE, "choose from attention"),
+        (["attentoin"], USAGE, "did you mean 'attention'?"),
+        (["heads"], USAGE, "choose from attention"),
+        (["compare", "a", "b", "scene.png"], USAGE, "a: is a folder; give a file"),
         (["attention", "a", "scene.png", "--point", "1-2"], USAGE, "give X,Y"),
         (["attention", "a", "scene.png", "--point", "500,2"], USAGE, "outside the image"),
         (["attention", "a", "scene.png", "--layers", "9"], USAGE, "numbered 1 to 2"),

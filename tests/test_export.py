@@ -467,13 +467,17 @@ def test_signs_in_a_name_mean_themselves(model, tmp_path, monkeypatch, name):
     ("options", "message"),
     [
         ({"format": "onnx", "out": "m.pt2"}, "onnx files end in .onnx"),
-        ({"format": "onnx", "out": "folder.onnx"}, "folder.onnx: is a folder; give the name"),
+        ({"format": "onnx", "out": "folder.onnx"}, "folder.onnx: is a folder; give another"),
+        ({"format": "onnx", "out": "large.onnx"}, "large.onnx.data: is a folder; give another"),
+        ({"format": "openvino", "out": "m.xml"}, "m.bin: is a folder; give another name"),
+        ({"format": "onnx", "out": "a" * 250 + ".onnx"}, "has a long name; give a shorter one"),
         ({"format": "onnx", "precision": "bf16"}, "onnx files have fp32, fp16, int8"),
         ({"format": "onnx", "precision": "int8"}, "give --calibration DATA"),
     ],
 )
 def test_what_cannot_be_is_said_first(options, message, model, tmp_path):
-    (tmp_path / "folder.onnx").mkdir()
+    for folder in ("folder.onnx", "large.onnx.data", "m.bin"):
+        (tmp_path / folder).mkdir()
     out = tmp_path / {"out": "m.onnx", **options}["out"]
     options = {key: value for key, value in options.items() if key != "out"}
     with pytest.raises(SetrError, match=message) as caught:
@@ -733,6 +737,24 @@ def test_nothing_reports_how_it_is_used(package, tmp_path):
     )
     assert done.stdout.split() == (["MagicMock"] if package == "nncf" else [])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "onnxscript", "nncf"])
+def test_onnx_runtime_keeps_no_record_of_its_use(package, tmp_path):
+    """Version 1.32 has an identifier and a queue of events in the user's home, and sends them."""
+    pytest.importorskip(package)
+    pytest.importorskip("onnxruntime")
+    code = (
+        f"from setr._extras import import_extra; import_extra('{package}', 'onnx', 'it')\n"
+        "import onnxruntime"
+    )
+    given = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    for name in ("CI", "TF_BUILD", "GITHUB_ACTIONS"):  # where it sends nothing by itself
+        given.pop(name, None)
+    env = {**given, "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=env)
+    found = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in found if "Microsoft" in path.parts or path.name == ".ses"]
 
 
 def test_openvino_leaves_the_log_as_it_was(files, tmp_path):

@@ -16,10 +16,12 @@ from setr.cli import main
 from setr.datasets import open_dataset
 from setr.doctor import check, diagnose
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
-from setr.images import read_image
+from setr.images import check_whole, read_image
 from setr.prediction.inputs import find_items
 from setr.prediction.several import single_sources
 from setr.reading.files import walk_images
+from setr.reading.gdal import is_georeferenced
+from setr.reading.lazy_image import LazyImage
 from setr.reading.masks import read_mask
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (16, 20, 3)).astype(np.uint8)
@@ -105,8 +107,13 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     put(tmp_path / "a.png", PHOTO)
     os.mkfifo(tmp_path / "pipe.png")
     assert walk_images(tmp_path) == ["a.png"]
-    with pytest.raises(SetrError, match="pipe"):
-        read_pixels(tmp_path / "pipe.png", None)
+    os.symlink("pipe.png", tmp_path / "link.png")
+    for read in (read_pixels, read_image, read_mask, check_whole, LazyImage):
+        for name in ("pipe.png", "link.png"):
+            with pytest.raises(SetrError, match=f"{name}: is a pipe or device; save the image to"):
+                read(tmp_path / name, *([None] if read is read_pixels else []))
+    os.symlink("pipe.png", tmp_path / "link.tif")
+    assert not is_georeferenced(tmp_path / "link.tif")
 
 
 @pytest.mark.parametrize(

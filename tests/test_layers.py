@@ -16,6 +16,7 @@ ORDER = (
     *(
         "arguments.choices",
         "arguments.elsewhere",
+        "arguments.elsewhere_python",
         "errors",
         "arguments.typed",
         "arguments.named_values",

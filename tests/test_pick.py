@@ -16,7 +16,7 @@ import torch
 
 from setr.cli import main
 from setr.data.unlabelled import open_unlabelled
-from setr.errors import FAILED, INTERRUPTED, OK, SetrError
+from setr.errors import FAILED, INTERRUPTED, OK, DataError, SetrError
 from setr.images import encode_png
 from setr.picking import Uncertain, farthest_first, margin_uncertainty, pick_images
 from setr.prediction.inputs import find_items, output_names
@@ -181,6 +181,14 @@ def test_wrong_lines(photos, capsys):
         (["model", str(photos / "photos")], "-o is missing"),
     ):
         assert text in refusal(capsys, "pick", *given)
+
+
+def test_nothing_readable_is_said_of_the_folder(photos):
+    for path in (photos / "photos").rglob("*.png"):
+        path.write_text("no image")
+    dataset = open_unlabelled(photos / "photos", INFO.labels, None, "")
+    with pytest.raises(DataError, match="none of the 12 images of photos could be tested"):
+        pick_images(Oracle(), INFO, dataset, 3, workers=0)
 
 
 def test_lists_of_images(tmp_path, monkeypatch):

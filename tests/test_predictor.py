@@ -147,7 +147,11 @@ def test_lists_and_iterators_are_many_images(model_dir, photo, tmp_path):
         assert len(predictor.predict_batch(iter(given))) == 2
     with pytest.raises(SetrError, match=r"\*\.png: is a pattern; predict_all takes patterns"):
         predictor.predict(str(tmp_path / "*.png"))
-    for one in (paths[0], str(paths[0]), paths[0].read_bytes()):
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    chw = torch.zeros(3, 32, 48)
+    assert len(predictor.predict_batch(np.stack([pixels, pixels]))) == 2
+    assert len(predictor.predict_batch(pixels[None, ..., 0].repeat(4, axis=0))) == 4  # grey
+    for one in (paths[0], str(paths[0]), paths[0].read_bytes(), pixels, chw):
         with pytest.raises(SetrError, match="predict_batch takes a list of images"):
             predictor.predict_batch(one)
 

@@ -17,6 +17,7 @@ from setr.serve import server
 from setr.serve.hosts import Hosts, is_loopback
 from setr.serve.limits import Limits, Refusal
 from setr.serve.models import Models
+from tests.conftest import refusal
 from tests.serving import connect, photo, running, save_models
 
 LIMITS = Limits(deadline=120.0, drain=5.0)
@@ -202,3 +203,7 @@ def test_the_command_knows_when_names_matter(
 def test_a_wrong_name_ends_the_start(capsys):
     assert main(["serve", "no/model", "--port", "0", "--allowed-hosts", "https://a"]) == USAGE
     assert capsys.readouterr().err.startswith("setr: --allowed-hosts https://a: give a host name")
+
+
+def test_an_empty_host_is_not_the_whole_network(capsys):
+    assert "--host '': give an address" in refusal(capsys, "serve", "m", "--port", 0, "--host", "")

@@ -333,6 +333,12 @@ def test_a_recipe_comes_first(capsys):
     assert "did you mean 'sweep'" in capsys.readouterr().err
 
 
+def test_a_file_is_no_folder_for_a_sweep(base, tmp_path):
+    (tmp_path / "notes").write_text("somebody's")
+    with pytest.raises(UsageError, match="notes: cannot write: Not a directory"):
+        setr.sweep(base.replace({"out": str(tmp_path / "notes")}), {"optim.lr": [1e-3]})
+
+
 def test_several_processes_of_one_launcher_are_refused(base, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -224,6 +224,13 @@ def test_messages(line, message, capsys):
         ("train demo --amp", "did you mean --train.precision?"),
         ("train demo --no-photometric", "did you mean --data.no-photometric?"),
         ("train demo --name a", "did you mean --model.name or --optim.name?"),
+        ("predict m a.png -o out --name a", "results are named by -o"),
+        ("eval m photos --iou 0.5", "IoU is always computed"),
+        ("eval m photos --verbose", "progress goes to stderr"),
+        ("review m photos --quiet", "progress goes to stderr"),
+        ("predict m a.png -o out --rect", "images keep their shape"),
+        ("train demo --lora-alpha 16", "alpha is twice the rank"),
+        ("serve m --ssl-keyfile k", "a proxy in front of the server"),
         ("train demo --optim.lrr 1", "did you mean --optim.lr?"),
         ("auto d --epochs 3", "did you mean --train.epochs?"),
         ("auto d --imgsz 640 --batch 4", "did you mean --data.crop-size?"),
@@ -278,6 +285,25 @@ class Outer:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "x"
     inner: Inner = field(default_factory=Inner)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["auto", ""],
+        ["eval", "m", ""],
+        ["score", "", "b", "--num-classes", "3"],
+        ["predict", "m", "a.png", "", "-o", "out"],
+        ["predict", "m", "a.png", "-o", ""],
+        ["explain", "attention", "m", "", "-o", "out"],
+        ["average", "a", "b", "--out="],
+        ["sweep", "demo", "-o", "", "--vary", "optim.lr", "1", "2"],
+    ],
+)
+def test_an_empty_word_is_not_the_current_folder(line, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "'': is empty, as a variable that is not set" in refusal(capsys, *line)
+    assert not list(tmp_path.iterdir())
 
 
 def test_options_are_those_of_the_parser():

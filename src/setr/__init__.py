@@ -70,7 +70,7 @@ else:
 
     def __getattr__(name: str) -> Any:
         if name not in _EXPORTS:
-            hints = importlib.import_module("setr.arguments.elsewhere")
+            hints = importlib.import_module("setr.arguments.elsewhere_python")
             hint = hints.hint_at("setr", name)
             raise AttributeError(f"module 'setr' has no attribute '{name}'{hint}")
         return getattr(importlib.import_module(f"setr.{_EXPORTS[name]}"), name)

@@ -10,10 +10,13 @@ from typing import Any
 from setr.errors import SetrError
 
 _HUB = {"HF_HUB_DISABLE_TELEMETRY": "1"}
+_ORT = {"ORT_DISABLE_TELEMETRY": "1"}
 _UNREPORTED = {
     "datasets": {"HF_UPDATE_DOWNLOAD_COUNTS": "0", **_HUB},
     "huggingface_hub": _HUB,
-    "nncf": {"NNCF_CI": "1"},
+    "nncf": {"NNCF_CI": "1", **_ORT},  # imports ONNX Runtime, too
+    "onnxruntime": _ORT,
+    "onnxscript": _ORT,  # as nncf
     "ray": {"RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_PROMPT_ENABLED": "0"},
     "wandb": {"WANDB_ERROR_REPORTING": "false"},
 }

@@ -230,6 +230,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_setting(bool(self.out), "out '': give the folder of the run, . for the current one")
         check_setting(
             self.train.cache_features == "none" or self.model.freeze == -1,
             "train.cache_features: features stay the same only with --model.freeze -1",

@@ -117,6 +117,8 @@ def open_dataset(
     if not all(part.strip() for part in split.split("+")):
         raise UsageError(f"split '{split}': give a name, or several joined with +")
     path = os.fspath(path)
+    if not path:
+        raise UsageError("data '': names no data set; give its folder, . for the current one")
     if path.partition(":")[0] == "scenes":
         count = _scene_count(path)
         count = count if split == "train" else max(count // 10, 2)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from setr import distributed
-from setr.arguments.elsewhere import answers_keywords
+from setr.arguments.elsewhere_python import answers_keywords
 from setr.arguments.options import options_of
 from setr.arguments.usage import meant
 from setr.config import Config

@@ -202,6 +202,8 @@ def evaluate_split(
     require_fit(model, info, dataset)
     if count is not None and count < 1:
         raise UsageError(f"count {count}: give at least one image")
+    if workers < 0:
+        raise UsageError(f"workers {workers}: give 0 or more")
     device = _device_of(model)
     dtype = computed_in(model, precision, device)
     groups = image_groups(dataset, group_by) if group_by else None
@@ -270,9 +272,9 @@ def image_groups(dataset: Dataset, pattern: str) -> Groups:
 
 def none_tested(dataset: Dataset, first: object) -> SetrError:
     """The error of a split without any readable image; `first` says why of one."""
+    place = f"split '{dataset.split}' of {dataset.name}" if dataset.split else dataset.name
     return DataError(
-        f"none of the {len(dataset)} images of split '{dataset.split}' of {dataset.name} could be "
-        f"tested; the first: {first}"
+        f"none of the {len(dataset)} images of {place} could be tested; the first: {first}"
     )
 
 

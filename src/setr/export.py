@@ -42,6 +42,8 @@ from setr.processes.lock import ScratchFolder
 from setr.writing import cannot_write, write_errors
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+LONGEST_NAME = 255
+"""Bytes in the name of a file, on all common file systems."""
 PRECISIONS = {
     "onnx": ("fp32", "fp16", "int8"),  # ONNX Runtime has no bf16 arithmetic on CPUs
     "openvino": ("fp32", "bf16", "fp16", "int8"),
@@ -161,8 +163,11 @@ def check_request(path: Path, format: str, precision: str, *, calibrated: bool) 
     """
     if path.suffix != SUFFIX[format]:
         raise UsageError(f"-o {path}: {format} files end in {SUFFIX[format]}")
-    if path.is_dir():
-        raise UsageError(f"-o {path}: is a folder; give the name of a file")
+    for file in (path, *_beside(path, format)):
+        if os.path.isdir(file):
+            raise UsageError(f"-o {file}: is a folder; give another name")
+        if len(os.fsencode(file.name)) > LONGEST_NAME:
+            raise UsageError(f"-o {path}: has a long name; give a shorter one")
     if precision not in PRECISIONS[format]:
         known = ", ".join(PRECISIONS[format])
         raise UsageError(f"--precision {precision}: {format} files have {known}")
@@ -175,6 +180,13 @@ def check_request(path: Path, format: str, precision: str, *, calibrated: bool) 
         import_extra("nncf", "openvino", "--precision int8")
     if format == "openvino":
         import_extra("openvino", "openvino", str(path))
+
+
+def _beside(path: Path, format: str) -> tuple[Path, ...]:
+    """Further files that an export writes or replaces beside the one that is named."""
+    return {"openvino": (path.with_suffix(".bin"),), "onnx": (weights_beside(path),)}.get(
+        format, ()
+    )
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from setr.model import SETR
 from setr.model_info import FORMAT, ModelInfo, as_tuple, describe, read_info, require_own
 from setr.pages.model_card import model_card
 from setr.processes.lock import ScratchFolder
-from setr.reading.files import require_alive
+from setr.reading.files import printable, require_alive
 from setr.reading.parsed import BROKEN, fault_of, json_of
 from setr.reading.remote import at_revision, fetch, import_hub, is_repository
 from setr.weight_files.mapped_model import in_file, open_model
@@ -62,7 +62,7 @@ def save_pretrained(
     _require_described(model, tensors)
     folder = Path(folder)
     make_folder(folder)
-    card = model_card(model, info).encode()
+    card = printable(model_card(model, info)).encode()
     with write_errors(folder), ScratchFolder(folder, ".saving-") as scratch:
         _write_tensors(scratch / "model.safetensors", tensors, folder)
         (scratch / "config.json").write_bytes(json_bytes(values))

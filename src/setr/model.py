@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from torch import Tensor, nn
 
 from setr.arguments.choices import Neck, OddSizes, PosInterp, PrefixTokens
-from setr.arguments.elsewhere import HintsAtNames, answers_keywords, hint_at
+from setr.arguments.elsewhere_python import HintsAtNames, answers_keywords, hint_at
 from setr.arguments.typed import checked
 from setr.catalog import DecoderName, model_settings, name_with
 from setr.decoders import UpsampleHead

@@ -22,7 +22,7 @@ def sources_of(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list[
     """
     if not isinstance(source, str | os.PathLike):
         parts = [os.fspath(part) for part in source]
-    elif is_url(name := os.fspath(source)) or not _is_several(name):
+    elif is_url(name := os.fspath(source)) or (name and not _is_several(name)):
         return [name]
     else:
         parts = [part for part in name.split(",") if part]
@@ -34,9 +34,10 @@ def sources_of(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list[
             if not matches:
                 raise UsageError(f"{part}: no model directory matches this pattern")
         found += matches
-    if not found or len(set(found)) < len(found):
-        what = "names a model twice" if found else "names no model"
-        raise UsageError(f"{source}: {what}; give each model once")
+    if not found or not all(found):
+        raise UsageError(f"{source or repr(source)}: names no model; give the path or name of one")
+    if len(set(found)) < len(found):
+        raise UsageError(f"{source}: names a model twice; give each model once")
     return found
 
 

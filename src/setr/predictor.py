@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from setr.arguments.choices import Precision
-from setr.arguments.elsewhere import HintsAtNames, answers_keywords
+from setr.arguments.elsewhere_python import HintsAtNames, answers_keywords
 from setr.arguments.typed import checked
 from setr.bands import Bands, Range, as_rgb
 from setr.errors import SetrError, UsageError
@@ -179,8 +179,13 @@ class Predictor(PlacedModel, HintsAtNames):
         Raises:
             SetrError: as `predict`; also if the sizes differ.
         """
-        if isinstance(sources, str | bytes | os.PathLike):
-            raise UsageError("predict_batch takes a list of images; predict takes one")
+        is_one = isinstance(sources, str | bytes | os.PathLike)
+        if isinstance(sources, np.ndarray | torch.Tensor) and sources.ndim == 3:
+            is_one = sources.shape[-1] == 3 or len(sources) == 3  # else its rows would be images
+        if is_one:
+            raise UsageError(
+                "predict_batch takes a list of images, and this is one; predict takes one"
+            )
         return self._predict_batch(list(sources), self.bands)
 
     def _predict_batch(self, sources: Sequence[Any], bands: Bands | None) -> list[Result]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from setr.arguments.elsewhere import HintsAtNames
+from setr.arguments.elsewhere_python import HintsAtNames
 from setr.arguments.typed import checked
 from setr.errors import UsageError
 from setr.images import encode_png

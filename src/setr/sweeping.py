@@ -68,8 +68,8 @@ def sweep(
             "median_stop: compares evaluations during the training; give train.eval_every, too"
         )
     out = Path(config.out)
-    planned = planned_trials(config, vary, trials, seeds)
     require_writable(out, "out")
+    planned = planned_trials(config, vary, trials, seeds)
 
     def write(found: Sequence[Trial]) -> None:
         write_json(out / "results.json", as_json(found))

@@ -62,6 +62,26 @@ def missing(kind: Any, given: Any, verb: str) -> str | None:
     return None
 
 
+def emptied(kind: Any, words: Sequence[str], verb: str) -> str | None:
+    """Message on an empty word where a model, data or a file is named; a path would be `.`."""
+    if "" not in words and not any(word.endswith("=") for word in words):
+        return None
+    options = options_of(kind)
+    flags = flags_of(options)
+    why = "is empty, as a variable that is not set; the current folder is ."
+    for word, following in zip(words, [*words[1:], "-"], strict=True):
+        flag, separator, value = _split(word, flags)
+        option = flags.get(_hyphenated(flag))
+        is_path = option is not None and (option.hint is Path or option.name == "out")
+        if is_path and not (value if separator else following):
+            return f"{flag} '': {why}"
+    checker = _Checker(options, flags, verb)
+    checker.problem(words)
+    if any(not word for word, _ in checker.positionals):
+        return f"'': {why}; write {usage(options, verb)}"
+    return None
+
+
 def named_as_typed(kind: Any, text: str, words: Sequence[str]) -> str:
     """A message with `train.batch_size` replaced by the flag as typed: `--train.batch-size`."""
     flags = (word.partition("=")[0] for word in words)

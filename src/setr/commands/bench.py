@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from setr.commands.parsing import parse, require_at_least, require_default, require_within
-from setr.commands.shared import Model, Words
+from setr.commands.shared import Model, Words, require_size
 from setr.errors import OK, UsageError
 
 
@@ -46,7 +46,8 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Print the table and the advice."""
     given: Arguments = parse(Arguments, arguments, "bench")
-    require_at_least(given, 1, "images", "size", "batches")
+    require_at_least(given, 1, "images", "batches")
+    require_size(given.size)
     require_within(given, 0.001, 86_400, "seconds")
     if given.data is None:
         rule = "does nothing without --data; add it, or leave this out"

@@ -12,7 +12,8 @@ import tyro
 
 from setr.commands.parsing import parse, require_at_least, require_file
 from setr.commands.shared import Device, Model, Out, Words, model_names
-from setr.errors import OK, USAGE, UsageError
+from setr.errors import OK, USAGE, UsageError, nearest
+from setr.writing import require_writable
 
 if TYPE_CHECKING:
     from setr.labels import Labels
@@ -110,9 +111,13 @@ def run(arguments: list[str]) -> int:
             print(f"  {name:<10} {options.__doc__.splitlines()[0]}")
         return OK if arguments else USAGE
     if kind not in kinds:
-        raise UsageError(f"explain '{kind}': choose from {', '.join(kinds)}")
+        near = nearest(kind, kinds)
+        hint = f"did you mean '{near}'?" if near else f"choose from {', '.join(kinds)}"
+        raise UsageError(f"explain '{kind}': {hint}")
     options, make = kinds[kind]
-    make(parse(options, arguments[1:], f"explain {kind}"))
+    given = parse(options, arguments[1:], f"explain {kind}")
+    require_writable(given.out, "-o")
+    make(given)
     return OK
 
 

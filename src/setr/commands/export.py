@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from setr.arguments.choices import ExportFormat, ExportPrecision
-from setr.commands.parsing import parse, require_at_least, require_default
-from setr.commands.shared import Model, Out
+from setr.commands.parsing import parse, require_default
+from setr.commands.shared import Model, Out, require_size
 from setr.errors import OK
 from setr.processes.interrupt import ending_with
 
@@ -51,7 +51,7 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Export; prints what was compared."""
     given: Arguments = parse(Arguments, arguments, "export")
-    require_at_least(given, 1, "size")
+    require_size(given.size)
     if given.calibration is None:
         rule = "does nothing without --calibration; add it, or leave this out"
         require_default(given, rule, "split")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from setr.arguments.help_text import description, flowing_help, plain_placeholders
-from setr.arguments.usage import missing, named_as_typed, problem
+from setr.arguments.usage import emptied, missing, named_as_typed, problem
 from setr.errors import SetrError, UsageError
 from setr.writing import require_writable
 
@@ -38,7 +38,7 @@ def parse(kind: Any, args: list[str], verb: str, **options: Any) -> Any:
             else problem(kind, args, verb) or _unboxed(caught.getvalue())
         )
         raise _of_the_command_line(message) from None
-    lacking = missing(kind, given, verb)
+    lacking = missing(kind, given, verb) or emptied(kind, args, verb)
     if lacking:
         raise _of_the_command_line(lacking)
     return given
@@ -129,6 +129,8 @@ def require_default(given: Any, rule: str, *names: str) -> None:
 
 
 def require_file(path: Path) -> None:
-    """Refuse a file that is not there, before a model is opened for it."""
+    """Refuse a file that is not there, or a folder, before a model is opened for it."""
     if not path.exists():
         raise UsageError(f"{path}: no such file")
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; give a file")

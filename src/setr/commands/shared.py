@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,9 @@ import tyro
 
 from setr.errors import UsageError
 from setr.model_sources import name_of
+
+MAX_PIXELS = 150_000_000
+"""Of an image, as where files are read."""
 
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Models = Annotated[
@@ -61,6 +65,14 @@ def results_folder(model: str, name: str) -> Path:
     if path.is_file():  # many are called model.onnx
         home = home.with_name(f"{path.absolute().parent.name}-{path.name}".lstrip("-"))
     return home / name
+
+
+def require_size(size: tuple[int, int] | None) -> None:
+    """Refuse --size without pixels, or with more than images may have."""
+    if size is not None and not (min(size) > 0 and math.prod(size) <= MAX_PIXELS):
+        raise UsageError(
+            f"--size {size[0]} {size[1]}: give at least 1 each, and at most {MAX_PIXELS:,} pixels"
+        )
 
 
 def require_apart(out: Path, usual: str = "") -> None:

@@ -47,7 +47,7 @@ def open_unlabelled(
         folder: its path; which files in it are images, see `walk_images`.
         labels: of the training split.
         bands: of the training split.
-        option: what names the folder, in messages.
+        option: what names the folder in messages, and the split; empty for the folder alone.
 
     Raises:
         SetrError: no such folder, or no images in it.
@@ -59,7 +59,7 @@ def open_unlabelled(
     if not names:
         raise no_images(folder, option)
     pairs = Pairs([SplitFiles(root, names, None)])
-    return UnlabelledImages(root.name, SPLIT, labels, pairs, bands=bands)
+    return UnlabelledImages(root.name, option, labels, pairs, bands=bands)
 
 
 def require_readable(images: Dataset, progress: Callable[[int, int], None]) -> None:

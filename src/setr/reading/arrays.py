@@ -57,15 +57,30 @@ def as_image(
         return from_pillow(source, max_pixels=max_pixels)
     is_tensor = isinstance(source, torch.Tensor)
     array = _from_tensor(source, channels, kinds) if is_tensor else _from_array(source, kinds)
+    given, fix = f"{array.shape} {array.dtype}", "" if bands else _fix(array)
     if array.ndim == 2 and (bands is None or channels == 1):
         array = np.repeat(array[..., None], channels, axis=2)
     if bands is not None and array.ndim == 3 and array.shape[2] == channels:
         array = _scaled(array, bands)
     if array.ndim != 3 or array.shape[2] != channels or array.dtype != np.uint8 or not array.size:
-        raise SetrError(f"array {array.shape} {array.dtype}: give {kinds}")
+        raise SetrError(f"array {given}: give {kinds}{fix}")
     if array.shape[0] * array.shape[1] > max_pixels:
         raise SetrError(f"array {array.shape}: above the limit of {max_pixels:,} pixels")
     return np.ascontiguousarray(array)
+
+
+def _fix(array: np.ndarray) -> str:
+    """How to make RGB of what arrays of images often are instead; empty for others."""
+    shape, kind = array.shape, array.dtype
+    if len(shape) == 4:
+        return "; predict_batch takes several"
+    if len(shape) == 3 and shape[2] != 3 and shape[0] in (1, 3):
+        return "; channels are last: array.transpose(1, 2, 0)"
+    if len(shape) == 3 and shape[2] == 4:
+        return "; without alpha: array[..., :3]"
+    if kind.kind == "f":
+        return "; floats from 0 to 1: (255 * array).round().astype(np.uint8)"
+    return "; of 16 bits: (array // 257).astype(np.uint8)" if kind == np.uint16 else ""
 
 
 def _scaled(array: np.ndarray, bands: Bands) -> np.ndarray:

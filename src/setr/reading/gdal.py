@@ -19,7 +19,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from setr._extras import import_extra
 from setr.errors import SetrError, first_line
 from setr.reading.lazy_image import bounds
-from setr.reading.pillow import Source, first_bytes, source_name, unreadable
+from setr.reading.pillow import Source, first_bytes, require_stored, source_name, unreadable
 
 CACHE_BYTES = 64 << 20
 """GDAL's block cache."""
@@ -163,6 +163,7 @@ def is_georeferenced(path: Any) -> bool:
     if os.path.splitext(os.fspath(path))[1].lower() not in (".tif", ".tiff"):
         return False
     try:
+        require_stored(path)
         with open(path, "rb") as file:
             return _has_geo_tags(file)
     except OSError:

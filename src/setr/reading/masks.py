@@ -19,6 +19,7 @@ from setr.reading.pillow import (
     first_bytes,
     note_pages,
     opened,
+    require_stored,
     source_name,
     unreadable,
 )
@@ -262,6 +263,7 @@ def _in_range(ids: np.ndarray, name: str) -> np.ndarray:
 
 def _mat_mask(path: str) -> np.ndarray:
     try:
+        require_stored(path)
         return read_mat(path)
     except OSError as error:
         raise unreadable(path, error, path) from None

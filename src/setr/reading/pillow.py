@@ -84,20 +84,28 @@ def source_name(source: Source) -> str:
 
 
 def file_bytes(source: Source) -> bytes:
-    """The bytes of a file."""
-    return source if isinstance(source, bytes) else Path(os.fsdecode(source)).read_bytes()
+    """The bytes of a file; raises as `require_stored`."""
+    if isinstance(source, bytes):
+        return source
+    require_stored(source)
+    return Path(os.fsdecode(source)).read_bytes()
+
+
+def require_stored(path: str | os.PathLike) -> None:
+    """Refuse what may not end or never begin, and can be read only once.
+
+    Raises:
+        OSError: no such file, or a pipe, device or folder, also by a link.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "is no file")
 
 
 def first_bytes(source: Source, count: int) -> bytes:
-    """The first bytes of a file, at most `count`.
-
-    Raises:
-        OSError: no such file, or a pipe or device, which can only be read once.
-    """
+    """The first bytes of a file, at most `count`; raises as `require_stored`."""
     if isinstance(source, bytes):
         return source[:count]
-    if not stat.S_ISREG(os.stat(source).st_mode):
-        raise OSError(errno.EINVAL, "a pipe, device or folder; save the image to a file")
+    require_stored(source)
     with open(source, "rb") as file:
         return file.read(count)
 
@@ -132,6 +140,8 @@ def opened(source: Source, max_pixels: int, name: str | None = None) -> Iterator
 
 def _open(file: Any, source: Source) -> Any:
     """An image file, or an open one, as a Pillow image."""
+    if not isinstance(source, bytes):
+        require_stored(source)
     try:
         return Image.open(file, formats=_formats())
     except Image.UnidentifiedImageError:
@@ -175,8 +185,10 @@ def unreadable(name: str, error: Exception, source: Source) -> SetrError:
         return SetrError(f"{name}: a link that leads to itself")
     if isinstance(error, PermissionError):
         return SetrError(f"{name}: permission denied")
-    if isinstance(error, IsADirectoryError):
+    if not isinstance(source, bytes) and os.path.isdir(source):
         return SetrError(f"{name}: is a folder, not an image file")
+    if not isinstance(source, bytes) and os.path.exists(source) and not os.path.isfile(source):
+        return SetrError(f"{name}: is a pipe or device; save the image to a file")
     if not (len(source) if isinstance(source, bytes) else _size(source)):
         return SetrError(f"{name}: the file is empty (0 bytes)")
     if isinstance(error, Image.UnidentifiedImageError):

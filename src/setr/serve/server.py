@@ -24,7 +24,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from setr.errors import OK, SetrError
+from setr.errors import OK, SetrError, UsageError
 from setr.processes.interrupt import stop_signals
 from setr.serve.gate import Gate
 from setr.serve.limits import Limits, Refusal
@@ -41,8 +41,10 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket; clients that connect before the server runs wait for it.
 
     Raises:
-        SetrError: the address is taken or is none of this machine.
+        SetrError: the address is taken, is none of this machine, or is empty, which would be all.
     """
+    if not host:
+        raise UsageError("--host '': give an address; 0.0.0.0 lets other machines in")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     if os.name == "posix":  # elsewhere it would let two servers share a port
