@@ -534,15 +534,45 @@ def test_exported_graphs_take_the_model_s_bands(monkeypatch):
     assert "(B, 2, H, W)" in json.loads(stored["export"])["input"]
 
 
-def test_the_server_refuses_a_model_of_other_bands(tmp_path):
+def test_the_server_reads_files_as_predict_does(tmp_path):
+    """Bands of a model, and colours of 16 bits, which Pillow would cut off or mix up."""
+    httpx = pytest.importorskip("httpx")
     pytest.importorskip("fastapi")
     from setr.serve.limits import Limits
     from setr.serve.models import Models
+    from tests.serving import running
 
-    model = tiny_model("naive", len(scenes.CLASSES), in_chans=4)
-    save_pretrained(tmp_path, model, info_of(4, bands=FOUR))
-    with pytest.raises(SetrError, match="what clients send has red, green and blue, and the model"):
-        Models([str(tmp_path)], Limits())
+    torch.manual_seed(0)
+    numbers = np.random.default_rng(0)
+    for name, channels, more in (("four", 4, {"bands": FOUR}), ("rgb", 3, {})):
+        model = tiny_model("naive", len(scenes.CLASSES), in_chans=channels)
+        save_pretrained(tmp_path / name, model, info_of(channels, **more))
+        values = numbers.integers(0, 65536, (channels, 80, 96)).astype(np.uint16)
+        write_tiff(tmp_path / f"{name}.tif", values // (1 if channels == 3 else 25), placed=False)
+    write_tiff(tmp_path / "one.tif", np.zeros((1, 8, 8), np.uint16), placed=False)
+    sources = [str(tmp_path / "four"), str(tmp_path / "rgb")]
+    models = Models(sources, Limits(), device="cpu", precision="fp32")
+    with running(models, Limits()) as (url, _), httpx.Client(base_url=url, timeout=60) as client:
+        cards = client.get("/v1/models").json()["models"]
+        assert [card["bands"] for card in cards] == [[1, 2, 3, 4], None]
+        for source in sources:
+            data = Path(f"{source}.tif").read_bytes()
+            query = {"model": Path(source).name, "format": "confidence"}
+            answer = client.post("/v1/segment", params=query, content=data)
+            expected = setr.load(source, device="cpu", precision="fp32").predict(data)
+            assert answer.content == expected.encode("confidence")
+            query = {"model": query["model"], "x": "0.5", "y": "0.5"}
+            answer = client.post("/v1/attention", params=query, content=data)
+            assert answer.status_code == 200
+        refused = client.post("/v1/segment", content=(tmp_path / "one.tif").read_bytes())
+        assert refused.status_code == 422
+        assert refused.json()["error"]["message"] == (
+            "image data: has one band; bands 1,2,3,4 were requested"
+        )
+    models = Models(sources, small := Limits(max_pixels=5000), device="cpu", precision="fp32")
+    with running(models, small) as (url, _), httpx.Client(base_url=url, timeout=60) as client:
+        refused = client.post("/v1/segment", content=Path(f"{sources[0]}.tif").read_bytes())
+        assert (refused.status_code, refused.json()["error"]["code"]) == (413, "too_many_pixels")
 
 
 def test_a_small_image_in_a_huge_tile_is_refused(monkeypatch):

@@ -40,6 +40,7 @@ from setr.images import encode_png
 from setr.inference import normalize
 from setr.layers.antialiased import bicubic_weights
 from setr.layers.feature_pyramid import FeaturePyramidNeck
+from setr.layers.token_merging import most_alike
 from setr.loading import load
 from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
@@ -156,6 +157,48 @@ def test_images_of_one_row_or_column_of_patches(format, model, photo, files):
     """PUP's edges meet there."""
     for part in (photo[:9, :13], photo[:16, :40], photo[:40, :7]):
         same_result(files(format), model, part)
+
+
+class Merged(torch.nn.Module):
+    """Patches (B, h, w, C) through merging and back, and the mean of the tokens in between."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        patches, (_, h, w, _) = maps.flatten(1, 2), maps.shape
+        merging = most_alike(patches, (h, w), self.share)
+        tokens = merging.merge(patches)
+        return merging.restore(tokens), tokens.mean(dim=1)
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_runtimes_merge_tokens_of_images_of_few_patches(share):
+    """Of some no group is merged, of others no patch is left alone; runtimes refuse empty tensors.
+
+    OpenVINO also failed for the next image, of any size.
+    """
+    ort, ov = pytest.importorskip("onnxruntime"), pytest.importorskip("openvino")
+    module, free = Merged(share), dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)
+    with quiet():
+        program = torch.export.export(
+            module, (torch.zeros(2, 6, 9, 4),), dynamic_shapes={"maps": free}, strict=False
+        )
+        exported = torch.onnx.export(program, dynamo=True, opset_version=20, verbose=False)
+    assert exported is not None
+    data = exported.model_proto.SerializeToString()
+    session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
+    core = ov.Core()
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    request = core.compile_model(core.read_model(data), "CPU", exact).create_infer_request()
+    for h, w in [(4, 6), (1, 1), (4, 6), (1, 3), (3, 1), (4, 6), (2, 2), (2, 3), (5, 7), (4, 4)]:
+        maps = torch.randn(2, h, w, 4, generator=torch.Generator().manual_seed(0))
+        expected = module(maps)
+        found = request.infer({0: maps.numpy()})
+        for given in (session.run(None, {"maps": maps.numpy()}), [found[0], found[1]]):
+            for ours, theirs in zip(given, expected, strict=True):
+                np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
 
 
 def test_its_own_head_needs_no_toolkit(onnx_file, model):

@@ -58,9 +58,9 @@ def test_the_most_similar_groups_become_their_mean(h, w, share):
 
 def test_patches_that_stay_alone_keep_their_order():
     merging = most_alike(torch.randn(1, 20, 8), (4, 5), 0.5)
-    kept = merging.kept[0].tolist()
-    assert kept == sorted(kept)
-    assert merging.places[0, kept].tolist() == list(range(2, 14))
+    alone = merging.chosen[0, 2:] - 6  # behind the means of six groups, two of them incomplete
+    assert alone.tolist() == sorted(alone.tolist())
+    assert merging.places[0, alone].tolist() == list(range(2, 14))
 
 
 def test_an_encoder_runs_its_other_blocks_on_the_merged_tokens():

@@ -32,6 +32,8 @@ from setr.reading.pillow import (
 )
 
 _FULL = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
+_ROWS = 256
+"""Rows that are scaled to bytes at a time."""
 _AS_STORED = ("L", "LA", "RGB", "RGBA", "I;16", "I;16B")
 """Raw pixel modes that Pillow returns unchanged."""
 
@@ -133,12 +135,17 @@ def fitting_ranges(
 
 def as_bytes(values: np.ndarray, ranges: Sequence[Range]) -> np.ndarray:
     """Values of bands (C, h, w) scaled to uint8 (h, w, C); NaN becomes 0."""
-    if values.dtype != np.uint8 or any(pair != _FULL["uint8"] for pair in ranges):
-        low = np.array([a for a, _ in ranges], np.float32)[:, None, None]
-        factor = np.array([255 / (b - a) for a, b in ranges], np.float32)[:, None, None]
-        scaled = (values.astype(np.float32) - low) * factor
-        values = np.nan_to_num(np.clip(np.rint(scaled), 0, 255)).astype(np.uint8)
-    return np.ascontiguousarray(values.transpose(1, 2, 0))
+    C, h, w = values.shape
+    if values.dtype == np.uint8 and all(pair == _FULL["uint8"] for pair in ranges):
+        return np.ascontiguousarray(values.transpose(1, 2, 0))
+    low = np.array([a for a, _ in ranges], np.float32)[:, None, None]
+    factor = np.array([255 / (b - a) for a, b in ranges], np.float32)[:, None, None]
+    found = np.empty((h, w, C), np.uint8)
+    for top in range(0, h, _ROWS):  # floats of a whole image would take several times its memory
+        scaled = (values[:, top : top + _ROWS].astype(np.float32) - low) * factor
+        block = np.nan_to_num(np.clip(np.rint(scaled), 0, 255)).astype(np.uint8)
+        found[top : top + _ROWS] = block.transpose(1, 2, 0)
+    return found
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
@@ -258,12 +265,14 @@ def read_pixels(source: Source, bands: Bands | None, *, max_pixels: int = MAX_PI
     return BandImage(source, bands, max_pixels=max_pixels)[:]
 
 
-def check_pixels(source: Source, bands: Bands | None) -> tuple[tuple[int, int], bool]:
+def check_pixels(
+    source: Source, bands: Bands | None, *, max_pixels: int = MAX_PIXELS
+) -> tuple[tuple[int, int], bool]:
     """Check header and end of an image file; see `images.check_whole`."""
     bands = bands or _sixteen_bits(source)
     if bands is None:
-        return check_whole(source)
-    image = BandImage(source, bands)
+        return check_whole(source, max_pixels=max_pixels)
+    image = BandImage(source, bands, max_pixels=max_pixels)
     H, W = image.shape[:2]
     image[H - 1 : H]
     return (H, W), image.turned

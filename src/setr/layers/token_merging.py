@@ -10,7 +10,7 @@ Semantic Segmentation with Plain Vision Transformers, CVPR 2024), with a fixed s
 threshold: then all images of a size have equally many tokens, which batches, compiled graphs and
 exported files need. Groups are chosen for each image alone, so results do not depend on the batch.
 
-Shapes: B batch, h x w patch grid, P prefix tokens, G = (h // 2)(w // 2) groups, k merged groups,
+Shapes: B batch, h x w patch grid, P prefix tokens, G = ceil(h/2) ceil(w/2) groups, k merged ones,
 M = hw - 3k patch tokens that are left, C width.
 """
 
@@ -33,21 +33,20 @@ class Merging(NamedTuple):
     """Which tokens of a batch are merged.
 
     Attributes:
-        groups: (B, k) numbers of the merged groups.
-        kept: (B, hw - 4k) numbers of the patches that stay alone, ascending.
-        places: (B, hw) the place of each patch among the M tokens: merged groups, then the others.
+        chosen: (B, M) of each token that is left its place among the means of all groups, followed
+            by all patches: merged groups, then the patches that stay alone, ascending.
+        places: (B, hw) the place of each patch among the M tokens.
         grid: the patch grid (h, w).
     """
 
-    groups: Tensor
-    kept: Tensor
+    chosen: Tensor
     places: Tensor
     grid: tuple[int, int]
 
     def merge(self, patches: Tensor) -> Tensor:
         """(B, hw, D) values of patches -> (B, M, D): means of merged groups, then the others."""
         means = _grouped(patches, self.grid).mean(dim=2)
-        return torch.cat([_rows(means, self.groups), _rows(patches, self.kept)], dim=1)
+        return _rows(torch.cat([means, patches], dim=1), self.chosen)
 
     def restore(self, tokens: Tensor) -> Tensor:
         """(B, M, D) -> (B, hw, D): each patch gets the token that stands for it."""
@@ -91,44 +90,53 @@ def most_alike(patches: Tensor, grid: tuple[int, int], share: float) -> Merging:
     A group's similarity is the length of the mean of its tokens, each scaled to length 1: the
     square of it is the mean cosine over all pairs of them.
 
+    Of odd grids the last groups are incomplete and come last. No tensor here is ever empty, however
+    few patches there are: OpenVINO refuses empty ones, and ONNX Runtime to reshape them.
+
     Args:
         patches: (B, hw, C) tokens, without prefix tokens.
         grid: (h, w); of odd sides the last row or column stays alone.
-        share: of the groups that are merged, rounded down to whole groups.
+        share: of the whole groups that are merged, rounded down.
     """
     (h, w), (B, N) = grid, patches.shape[:2]
     with torch.no_grad():
         unit = F.normalize(patches.float(), dim=-1)
         alike = _grouped(unit, grid).mean(dim=2).square().sum(dim=-1)
-        G = (h // 2) * (w // 2)
-        k = G * round(share * THOUSANDTHS) // THOUSANDTHS
-        groups = alike.topk(k, dim=1, sorted=False).indices
+        rows, columns = (
+            torch.arange((side + 1) // 2, device=patches.device) < side // 2 for side in grid
+        )
+        alike = alike.where((rows[:, None] & columns).flatten(), -1)
+        k = (h // 2) * (w // 2) * round(share * THOUSANDTHS) // THOUSANDTHS
+        G = alike.shape[1]
+        best = alike.topk(G, dim=1).indices
+        order = torch.arange(G, device=patches.device).expand(B, -1)
         # the number of a group's merged token, or -1; then the same for each patch
-        numbers = torch.full_like(alike, -1, dtype=torch.long)
-        order = torch.arange(k, device=groups.device).expand(B, -1)
-        numbers = numbers.scatter(1, groups, order)
+        numbers = torch.zeros_like(best).scatter(1, best, order)
+        numbers = numbers.where(numbers < k, -1)
         merged = _spread(numbers, grid)
         alone = merged < 0
-        first = torch.arange(N, 0, -1, device=groups.device) * alone  # sorting has no ONNX form
-        kept = first.topk(N - 4 * k, dim=1).indices
+        # the places of what is left are those with the largest values; sorting has no ONNX form
+        first = torch.arange(N, 0, -1, device=patches.device) * alone
+        groups = (N + G - numbers) * (numbers >= 0)
+        chosen = torch.cat([groups, first], dim=1).topk(N - 3 * k, dim=1).indices
         places = torch.where(alone, k - 1 + alone.long().cumsum(dim=1), merged)
-    return Merging(groups, kept, places, grid)
+    return Merging(chosen, places, grid)
 
 
 def _grouped(patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, hw, D) -> (B, G, 4, D), without the last row and column of odd grids."""
+    """(B, hw, D) -> (B, G, 4, D); groups of the last row and column of odd grids have zeros."""
     h, w = grid
-    maps = patches.unflatten(1, (h, w))[:, : h // 2 * 2, : w // 2 * 2]
-    maps = maps.unflatten(1, (h // 2, 2)).unflatten(3, (w // 2, 2))
+    maps = F.pad(patches.unflatten(1, (h, w)), (0, 0, 0, w % 2, 0, h % 2))
+    maps = maps.unflatten(1, ((h + 1) // 2, 2)).unflatten(3, ((w + 1) // 2, 2))
     return maps.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def _spread(numbers: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, G) numbers of groups -> (B, hw): of each patch its group's, -1 outside of groups."""
+    """(B, G) numbers of groups -> (B, hw): of each patch its group's."""
     h, w = grid
-    maps = numbers.unflatten(1, (h // 2, w // 2))
+    maps = numbers.unflatten(1, ((h + 1) // 2, (w + 1) // 2))
     maps = maps.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
-    return F.pad(maps, (0, w % 2, 0, h % 2), value=-1).flatten(1)
+    return maps[:, :h, :w].flatten(1)
 
 
 def _rows(values: Tensor, chosen: Tensor) -> Tensor:

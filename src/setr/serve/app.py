@@ -234,6 +234,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
             parameters=_parameters(predictor.model),
             protocol=info.protocol.describe(),
             max_pixels=service.models.max_pixels(name),
+            bands=None if predictor.bands is None else list(predictor.bands.numbers),
             layers=num_layers(predictor),
             patch=patch_size(predictor),
             metrics=info.metrics,

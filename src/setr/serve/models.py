@@ -87,11 +87,11 @@ class Models:
             if name in self.by_name:
                 raise UsageError(f"{source}: a model is called '{name}' already; give NAME={path}")
             self.by_name[name] = load(path, max_pixels=limits.max_pixels, **options)
-            self.by_name[name].reads.require_rgb(f"{source}: what clients send has")
         for predictor in self.by_name.values():
             passes: Any = predictor.passes
             predictor.passes = cancellable(passes, self._stop_if_unwanted)
-            predictor.predict(np.zeros((64, 64, 3), np.uint8))  # the first run allocates
+            channels = len(predictor.info.mean)
+            predictor.predict(np.zeros((64, 64, channels), np.uint8))  # the first run allocates
 
     def __getitem__(self, name: str | None) -> tuple[str, Predictor]:
         """A model by name, the first one for None."""

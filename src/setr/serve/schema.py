@@ -83,6 +83,9 @@ class ModelCard(BaseModel):
     )
     protocol: str = Field(description="How an image is run.")
     max_pixels: int = Field(description="Largest image this model takes.")
+    bands: list[int] | None = Field(
+        description="Bands read of an image, from 1; null for red, green and blue."
+    )
     layers: int = Field(description="Blocks whose attention can be shown.")
     patch: int = Field(description="Pixels of a patch's side; 0 without patches.")
     metrics: dict[str, Any]

@@ -17,8 +17,8 @@ import numpy as np
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
+from setr.bands import Bands, check_pixels, read_pixels
 from setr.errors import SetrError
-from setr.images import check_whole, read_image
 from setr.prediction.passes import NoMemoryError
 from setr.processes.faults import is_out_of_memory
 from setr.reading.pillow import ImageTooLargeError
@@ -96,18 +96,19 @@ class Service:
                 of memory; 504 too late.
             Gone: the client hung up.
         """
-        name, _ = self.models[model]
+        name, predictor = self.models[model]
+        bands, most = predictor.bands, self.limits.max_pixels
         async with body_bytes(request, self.admission) as body:
             with self.admission.admit(), _Client(request, deadline) as client:
-                most = self.limits.max_pixels
-                found = self._thread(self.decoding, _checked, request.headers, body, most)
+                found = self._thread(self.decoding, _checked, request.headers, body, bands, most)
                 data, (height, width) = await client.wait(found)
                 self.models.check(name, height, width, task)
                 request.state.note.update(model=name, task=task, width=width, height=height)
                 scores = self.models.scores(name, height, width, task)
                 request.state.until_sent.enter_context(self.admission.scores.hold(scores))
-                with self.admission.pixels.hold(height * width):
-                    decoded = self._thread(self.decoding, read_image, data, max_pixels=most)
+                of_rgb = height * width * -(-len(predictor.info.mean) // 3)
+                with self.admission.pixels.hold(of_rgb):
+                    decoded = self._thread(self.decoding, read_pixels, data, bands, max_pixels=most)
                     image = await client.wait(decoded)
                     key = Key(name, task, *image.shape[:2])
                     job = self.batcher.submit(key, make_item(image), client.end)
@@ -141,15 +142,17 @@ class Service:
             self.metrics.queue_seconds.observe(job.waited)
 
 
-def _checked(headers: Headers, body: bytearray, max_pixels: int) -> tuple[bytes, tuple[int, int]]:
+def _checked(
+    headers: Headers, body: bytearray, bands: Bands | None, max_pixels: int
+) -> tuple[bytes, tuple[int, int]]:
     """The image in a body (which is emptied), and its height and width as displayed.
 
     Raises:
         Refusal: as `image_of`.
-        SetrError: as `check_whole`.
+        SetrError: as `check_pixels`.
     """
     data = image_of(headers, body)
-    return data, check_whole(data, max_pixels=max_pixels)[0]
+    return data, check_pixels(data, bands, max_pixels=max_pixels)[0]
 
 
 class _Client:
