@@ -645,7 +645,7 @@ def test_a_file_that_is_no_manifest_stays(model_dir, photos, tmp_path, capsys):
         (("nowhere://x",), "nowhere://x"),
         (("memory://empty/*.png",), "no images found here"),
         (("nothere/",), "nothere/: no such folder"),
-        (("",), "'': no such folder"),
+        (("",), "'': is empty"),
     ],
 )
 def test_wrong_use_is_one_line(model_dir, photos, tmp_path, capsys, arguments, message):
@@ -703,11 +703,16 @@ def test_names_with_dots_stay_apart_in_a_pack(model_dir, photos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("out", "options"), [("", ()), ("", ("--submit", "ade20k")), ("s3://", ())]
+    ("out", "options", "why"),
+    [
+        ("", (), "is empty"),
+        ("", ("--submit", "ade20k"), "is empty"),
+        ("s3://", (), "names no folder; give one"),
+    ],
 )
-def test_results_need_a_folder(photos, capsys, out, options):
+def test_results_need_a_folder(photos, capsys, out, options, why):
     assert predict(Path("no-model"), photos, out, *options) == USAGE
-    assert f"setr: -o '{out}': names no folder; give one" in capsys.readouterr().err
+    assert f"setr: -o '{out}': {why}" in capsys.readouterr().err
     with pytest.raises(SetrError, match="names no folder"):
         Storage(out)
 

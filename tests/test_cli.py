@@ -137,14 +137,22 @@ def test_a_folder_that_cannot_be_made_is_one_line(capsys, tmp_path):
     write_bytes(image, encode_png(draw("x", 0)[0]))
     save_pretrained(tmp_path / "model", tiny_model(), ModelInfo(labels=Labels(tuple("abcde"))))
     below = tmp_path / "file" / "out"
-    for arguments in (
-        ["explain", "position", tmp_path / "model", "-o", below],
-        ["predict", tmp_path / "model", image, "-o", below],
+    for arguments, expected, why in (
+        (
+            ["explain", "position", tmp_path / "model", "-o", below],
+            USAGE,
+            f"cannot write in {tmp_path / 'file'}: Not a directory; choose another folder with -o",
+        ),
+        (
+            ["predict", tmp_path / "model", image, "-o", below],
+            FAILED,
+            "cannot make this folder: Not a directory",
+        ),
     ):
         code, out, err = run(capsys, *arguments)
-        assert code == FAILED, arguments
+        assert code == expected, arguments
         assert out == ""
-        assert err.splitlines()[-1] == f"setr: {below}: cannot make this folder: Not a directory"
+        assert err.splitlines()[-1] == f"setr: {below}: {why}"
         assert "Traceback" not in err
 
 

@@ -210,7 +210,6 @@ def test_what_is_no_ensemble_is_refused_in_a_line(runs, tmp_path, capsys):
         ["export", joined, "--format", "onnx", "-o", str(tmp_path / "x.onnx")],
         ["adjust", joined, "scenes:3", "-o", str(tmp_path / "x")],
         ["explain", "attention", joined, str(picture), "-o", str(tmp_path / "x")],
-        ["train", "demo", "--distill.teacher", joined, "--out", str(tmp_path / "x")],
     ]
     for command in commands:
         assert main(command) == USAGE, command

@@ -319,6 +319,7 @@ def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
+    (tmp_path / "a.png").touch()
     monkeypatch.setattr(Image, "open", refuse)
     with pytest.raises(SetrError, match=r"a\.png: permission denied"):
         read_image(tmp_path / "a.png")

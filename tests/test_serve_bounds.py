@@ -109,7 +109,7 @@ def test_slow_encoding_ends_with_the_deadline_and_holds_up_no_decoding(models, m
 
 def test_slow_decoding_ends_with_the_deadline(models, monkeypatch):
     may = threading.Event()
-    monkeypatch.setattr(service, "read_image", lambda *_, **__: may.wait(120))
+    monkeypatch.setattr(service, "read_pixels", lambda *_, **__: may.wait(120))
     with asked(models) as (app, ask, _):
         assert ask("/v1/segment?deadline=1") == (504, "deadline")
         assert not app.service.admission.requests
@@ -310,7 +310,7 @@ def test_an_image_that_does_not_fit_into_memory_is_503(models, monkeypatch):
             (models.by_name["pup"], "predict", "/v1/segment?format=scores"),
             (models_module, "attention_maps", "/v1/attention?x=0&y=0"),
             (models_module, "attention_rollout", "/v1/attention?x=0&y=0&layer=0"),
-            (service, "read_image", "/v1/segment"),
+            (service, "read_pixels", "/v1/segment"),
             (app_module, "encode", "/v1/segment"),
         ):
             with monkeypatch.context() as patch:
