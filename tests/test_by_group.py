@@ -16,7 +16,7 @@ from setr.errors import OK, USAGE, SetrError
 from setr.evaluation import evaluate as evaluate_with_workers
 from setr.hub import save_pretrained
 from setr.images import encode_png
-from setr.labels import Labels
+from setr.labels import IGNORE, Labels
 from setr.metrics import confusion
 from setr.model_info import ModelInfo
 from setr.scores.by_group import GroupCounts, Groups, paired_groups
@@ -98,6 +98,21 @@ def test_groups_of_one_image_have_the_intervals_of_images():
     single, grouped = (card.summary() for card in cards)
     assert grouped.pop("groups")["by"] == "*"
     assert grouped == single
+
+
+def test_a_single_group_with_labels_has_no_interval():
+    card = Scorecard(CLASSES, groups=Groups.by_name(["a_1", "a_2", "b_1"], "*_{any}"))
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        prediction, truth = (
+            torch.from_numpy(rng.integers(0, 2, (9, 9), dtype=np.uint8)) for _ in range(2)
+        )
+        card.update(index, prediction, truth if index < 2 else torch.full_like(truth, IGNORE))
+    figures = card.summary()
+    assert figures["intervals"]["miou"] is None
+    card.update(2, prediction, truth)
+    low, high = card.summary()["intervals"]["miou"]
+    assert low < high
 
 
 def test_the_interval_of_a_mean_is_that_of_drawing_with_replacement():

@@ -68,6 +68,11 @@ class GroupCounts:
         self.counts[group] += class_pixels(matrix)
         self.images[group] += 1
 
+    @property
+    def labelled(self) -> int:
+        """Number of groups with a labelled pixel."""
+        return int(self.counts[:, 1].any(axis=1).sum())
+
     def summary(self, classes: tuple[str, ...]) -> dict[str, Any]:
         """Figures of all groups with an image.
 

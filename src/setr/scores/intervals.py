@@ -53,14 +53,17 @@ class Bootstrap:
             self.images[:, :2] += weight[:, None] * np.array([1, round(miou * STEPS)])
             self.images[:, 2] += 1
 
-    def summary(self, level: float = 0.95, *, absent: Absent = "skip") -> dict[str, Any]:
+    def summary(
+        self, level: float = 0.95, *, absent: Absent = "skip", groups: int | None = None
+    ) -> dict[str, Any]:
         """Intervals [low, high] of `miou`, `pixel_accuracy` and `image_miou`.
 
-        They are None with fewer than two images, whose spread is unknown.
+        They are None with fewer than two images or groups, whose spread is unknown.
 
         Args:
             level: confidence level, 0 to 1.
             absent: how `miou` treats absent classes, see `setr.metrics`.
+            groups: number of groups with labels, if images of a group were drawn together.
         """
         hits, truth, predicted = np.moveaxis(self.counts, 1, 0).astype(np.float64)
         iou = ratio(hits, truth + predicted - hits)
@@ -70,12 +73,13 @@ class Bootstrap:
         miou = ratio(np.nansum(iou, axis=1), present)
         accuracy = ratio(hits.sum(axis=1), truth.sum(axis=1))
         number, steps, images = self.images.T.astype(np.float64)
+        drawn = images[0] if groups is None else groups
         return {
             "level": level,
             "replicates": len(self.counts),
-            "miou": _interval(miou, level, images[0]),
-            "pixel_accuracy": _interval(accuracy, level, images[0]),
-            "image_miou": _interval(ratio(steps / STEPS, number), level, images[0]),
+            "miou": _interval(miou, level, drawn),
+            "pixel_accuracy": _interval(accuracy, level, drawn),
+            "image_miou": _interval(ratio(steps / STEPS, number), level, drawn),
         }
 
 
@@ -87,10 +91,10 @@ def image_miou(matrix: np.ndarray) -> float | None:
     return float((hits[present] / union[present]).mean()) if present.any() else None
 
 
-def _interval(values: np.ndarray, level: float, images: float) -> list[float] | None:
-    """Quantiles of the replicates' values; None if they come from fewer than two images."""
+def _interval(values: np.ndarray, level: float, drawn: float) -> list[float] | None:
+    """Quantiles of the replicates' values; None if fewer than two images or groups were drawn."""
     values = values[~np.isnan(values)]
-    if images < 2 or not values.size:
+    if drawn < 2 or not values.size:
         return None
     tail = (1 - level) / 2
     low, high = np.quantile(values, [tail, 1 - tail])

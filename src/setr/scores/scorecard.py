@@ -176,7 +176,9 @@ class Scorecard:
             return figures
         figures |= {
             "image_miou": steps / STEPS / labelled if labelled else None,
-            "intervals": self.bootstrap.summary(absent=self.absent),
+            "intervals": self.bootstrap.summary(
+                absent=self.absent, groups=self.groups.labelled if self.groups else None
+            ),
             "boundary": self.boundary.summary(self.classes),
             "recall_by_size": self.regions.summary(),
             "regions": self.regions.by_class(self.classes),
