@@ -907,6 +907,13 @@ def test_a_run_says_where_its_encoder_starts(config, capsys):
     assert "random" not in said
 
 
+def test_a_tag_in_an_encoders_name_is_told_to_load_nothing(config, capsys):
+    model = dataclasses.replace(config.model, encoder="vit_small_patch14_dinov2.lvd142m")
+    announce(dataclasses.replace(config, model=model), images=9)
+    said = capsys.readouterr().err
+    assert "random weights; --model.pretrained lvd142m starts from those of its name" in said
+
+
 def test_a_run_says_what_it_trains_where_and_how_long(config, capsys, monkeypatch):
     train(with_train(config, steps=6, batch_size=2, precision="fp32"))
     said = re.search(r"^training (.*)$", capsys.readouterr().err, re.MULTILINE)[1]

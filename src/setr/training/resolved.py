@@ -112,7 +112,9 @@ def announce(config: Config, images: int) -> None:
     model, warmup, steps = config.model, config.optim.warmup_steps, config.train.steps
     patience, every = config.train.patience, config.train.eval_every
     if not (model.pretrained or model.pretrained_resnet):
-        say("encoder: random weights; --model.pretrained TAG or FILE starts from trained ones")
+        tag = (model.encoder or "").partition(".")[2]  # of timm, which loads nothing by itself
+        given, them = (tag, "those of its name") if tag else ("TAG or FILE", "trained ones")
+        say(f"encoder: random weights; --model.pretrained {given} starts from {them}")
         for name in ("freeze", "lora_rank"):
             if value := getattr(model, name):
                 say(f"warning: model.{name} {value} freezes random weights")
