@@ -89,23 +89,6 @@ def test_the_maps_are_timms_with_other_arguments(more):
     equal_timms(*pair(**more), torch.randn(1, 3, 48, 80))
 
 
-@torch.no_grad()
-def test_timms_other_calls_give_the_same():
-    ours, theirs = pair()
-    images = torch.randn(1, 3, 48, 80)
-    expected = theirs.forward_intermediates(images)[1]
-    found = ours.vit.forward_intermediates(images)
-    torch.testing.assert_close(found[1], expected, rtol=1e-5, atol=1e-5)
-    last = found[0].transpose(1, 2).unflatten(2, (3, 5))
-    torch.testing.assert_close(last, found[1][-1])  # without the neck
-    flat = ours.vit.forward_intermediates(
-        images, indices=[0], stop_early=True, output_fmt="NLC", return_prefix_tokens=True
-    )[1]
-    assert [tuple(part.shape) for part in flat[0]] == [(1, 15, 32), (1, 0, 32)]
-    torch.testing.assert_close(flat[0][0].transpose(1, 2).unflatten(2, (3, 5)), expected[0],
-                               rtol=1e-5, atol=1e-5)  # fmt: skip
-
-
 def test_a_score_has_the_vectors_of_its_offsets():
     """The global block by plain operations, one pair of patches after the other."""
     attn = pair()[0].double().vit.blocks[1].attn

@@ -150,37 +150,26 @@ class Encoder(Backbone):
         The maps are views of the blocks' tokens, in channels-last layout; with a readout, copies.
         For the readout `concat` they have 2C channels, the class token's last.
         """
-        padded, (h, w) = self.padded(images)
-        if self.merge_tokens:
-            pairs = self._merged_maps(images)
-            tokens: list[Any] = pairs if self.readout != "ignore" else [maps for maps, _ in pairs]
-        else:
-            tokens = self.vit.forward_intermediates(
-                padded,
-                indices=[tap - 1 for tap in self.taps],
-                intermediates_only=True,
-                output_fmt="NLC",
-                return_prefix_tokens=self.readout != "ignore",
-            )
-        if self.readout != "ignore":
-            tokens = [read_out(patches, prefix[:, :1], self.readout) for patches, prefix in tokens]
-        return [t.reshape(images.shape[0], h, w, -1).permute(0, 3, 1, 2) for t in tokens]
-
-    def _merged_maps(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Patches (B, hw, C) and prefix tokens (B, P, C) behind each tap, with merged tokens."""
-        tokens, rope, grid = self.embed(images)
-        first, *others = self.vit.blocks
-        angles = rope_by_block(rope, 1 + len(others))
+        tokens, rope, (h, w) = self.embed(images)
+        angles = rope_by_block(rope, len(self.vit.blocks))
+        own = getattr(self.vit, "block_arguments", None)
+        arguments = {} if own is None else own(tokens, (h, w))
         P = self.vit.num_prefix_tokens
-        tokens = self.run_block(first, tokens, angles[0])
-        found = [(tokens[:, P:], tokens[:, :P])] if 1 in self.taps else []
-        tokens, merging = self.merged(tokens, P, grid)
-        turned = merging.turned(angles[1:])
-        for number, block in enumerate(others, 2):
-            tokens = self.run_block(block, tokens, turned[number - 2])
+        merging: Merging | None = None
+        taken: list[tuple[Tensor, Merging | None]] = []
+        for number, block in enumerate(self.vit.blocks, 1):
+            tokens = self.run_block(block, tokens, angles[number - 1], **arguments)
             if number in self.taps:
-                found.append((merging.restore(tokens[:, P:]), tokens[:, :P]))
-        return found
+                taken.append((tokens, merging))
+            if number == 1 and self.merge_tokens:
+                tokens, merging = self.merged(tokens, P, (h, w))
+                angles = [None, *merging.turned(angles[1:])]
+        maps = []
+        for tokens, merging in taken:
+            patches = tokens[:, P:] if merging is None else merging.restore(tokens[:, P:])
+            found = read_out(patches, tokens[:, :1], self.readout)
+            maps.append(found.reshape(images.shape[0], h, w, -1).permute(0, 3, 1, 2))
+        return maps
 
     def merged(self, tokens: Tensor, before: int, grid: tuple[int, int]) -> tuple[Tensor, Merging]:
         """Merge the patches among (B, N, C) tokens, which follow the first `before` ones."""
@@ -188,21 +177,11 @@ class Encoder(Backbone):
         return torch.cat([tokens[:, :before], merging.merge(tokens[:, before:])], dim=1), merging
 
     def run_block(
-        self,
-        block: nn.Module,
-        tokens: Tensor,
-        rope: Tensor | None,
-        Q: int = 0,
-        mask: Tensor | None = None,
+        self, block: nn.Module, tokens: Tensor, rope: Tensor | None, **options: Any
     ) -> Tensor:
-        """Run a block on (B, N, C) tokens, of which the first Q are queries.
-
-        Rotary positions belong to the patches, which follow all other tokens.
-        """
-        options: dict[str, Any] = {} if mask is None else {"attn_mask": mask}
+        """Run a block on (B, N, C) tokens; `options` are further keyword arguments of it."""
         if rope is not None:
             options["rope"] = rope
-            block.attn.num_prefix_tokens = Q + self.vit.num_prefix_tokens  # type: ignore[union-attr]
         if self.vit.grad_checkpointing and torch.is_grad_enabled():
             out: Tensor = checkpoint(block, tokens, use_reentrant=False, **options)
         else:

@@ -100,13 +100,16 @@ class QueryEncoder(Encoder):
                 Q = len(queries)
                 queries = queries.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
                 tokens = torch.cat([queries, tokens], dim=1)
-            mask = None
+            if ropes[number] is not None:  # which belongs to the patches, behind all other tokens
+                block.attn.num_prefix_tokens = Q + self.vit.num_prefix_tokens
+            masked = {}
             if number >= before and guide is not None:
                 logits = guide(*self._split(tokens, Q, grid, merging))
                 if self.masked[number - before]:
                     share = self.mask_probability[number - before]
                     mask = self._attention_mask(logits, tokens.shape[1], grid, share, merging)
-            tokens = self.run_block(block, tokens, ropes[number], Q, mask)
+                    masked = {"attn_mask": mask}
+            tokens = self.run_block(block, tokens, ropes[number], **masked)
             if number == 0 and self.merge_tokens:
                 tokens, merging = self.merged(tokens, Q + self.vit.num_prefix_tokens, grid)
                 ropes = [None, *merging.turned(ropes[1:])]

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from setr._timm import timm
-from setr.layers.adapted_vit import AdaptedViT, adapt
+from setr.layers.adapted_vit import AdaptedViT, adapt, attended
 
 _convit: Any = timm.models.convit
 
@@ -73,11 +73,9 @@ class PlainAttention(_convit.MHSA):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        B, N, C = x.shape
+        B, N, _ = x.shape
         q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        drop = self.attn_drop.p if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=drop)
-        return cast(Tensor, self.proj_drop(self.proj(out.transpose(1, 2).reshape(B, N, C))))
+        return attended(self, q, k, v)
 
 
 class GatedBlock(_convit.Block):
@@ -98,13 +96,10 @@ class GatedViT(AdaptedViT, _convit.ConVit):
     """timm's ConViT for images of any size."""
 
     no_embed_class = True
-    grad_checkpointing = False
 
-    def block_arguments(
-        self, tokens: Tensor, grid: tuple[int, int], rope: Tensor | None
-    ) -> list[dict[str, Any]]:
+    def block_arguments(self, tokens: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
         """The patch grid."""
-        return [{"grid": grid}] * len(self.blocks)
+        return {"grid": grid}
 
 
 def make_gated(vit: Any) -> None:

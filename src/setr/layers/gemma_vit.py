@@ -55,9 +55,7 @@ class GemmaViT(AdaptedViT, _gemma.Gemma4VitEncoder):
         h, w = patches.shape[1:3]
         return patches.flatten(1, 2) + self._of_grid(h, w).to(patches.dtype)
 
-    def block_arguments(
-        self, tokens: Tensor, grid: tuple[int, int], rope: Tensor | None
-    ) -> list[dict[str, Any]]:
+    def block_arguments(self, tokens: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
         """Cosines and sines (1, N, D) of the rotations, half of them by column, half by row.
 
         As timm's, but not by a matrix product, which autocast would round to half precision.
@@ -68,7 +66,7 @@ class GemmaViT(AdaptedViT, _gemma.Gemma4VitEncoder):
         parts = [p.reshape(1, -1, 1) * frequencies.repeat(2) for p in places]
         angles = torch.cat(parts, dim=-1)
         turned = {"rope_cos": angles.cos(), "rope_sin": angles.sin()}
-        return [{n: v.to(tokens.dtype) for n, v in turned.items()}] * len(self.blocks)
+        return {n: v.to(tokens.dtype) for n, v in turned.items()}
 
 
 def make_of_any_size(vit: Any, img_size: int | tuple[int, int] | None) -> None:

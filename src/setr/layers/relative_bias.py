@@ -21,14 +21,14 @@ This module imports timm, so it is imported only when an encoder is built.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr._timm import timm
-from setr.layers.adapted_vit import AdaptedViT, adapt
+from setr.layers.adapted_vit import AdaptedViT, adapt, attended
 from setr.layers.positions import resize_maps
 
 _beit: Any = timm.models.beit
@@ -86,14 +86,6 @@ def _scores_dtype(tokens: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind)
 
 
-def _attended(layer: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """What an attention layer makes of (B, M, N, C / M) queries, keys and values: (B, N, C)."""
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=layer.attn_drop.p if layer.training else 0.0
-    )
-    return cast(Tensor, layer.proj_drop(layer.proj(out.transpose(1, 2).flatten(2))))
-
-
 # --- BEiT -----------------------------------------------------------------------------------------
 
 
@@ -111,7 +103,7 @@ class RelativeAttention(_beit.Attention):
         mask = None
         if shared_rel_pos_bias is not None and self.relative_position_bias_table is not None:
             mask = bias(self.rows(shared_rel_pos_bias.grid), shared_rel_pos_bias, q.dtype)
-        return _attended(self, q, k, v, mask)
+        return attended(self, q, k, v, mask)
 
     def rows(self, grid: tuple[int, int]) -> Tensor:
         """The table resampled to a grid: (M, 3 + (2h-1) * (2w-1))."""
@@ -123,12 +115,10 @@ class RelativeAttention(_beit.Attention):
 class RelativeViT(AdaptedViT, _beit.Beit):
     """timm's BEiT for images of any size."""
 
-    def block_arguments(
-        self, tokens: Tensor, grid: tuple[int, int], rope: Tensor | None
-    ) -> list[dict[str, Any]]:
+    def block_arguments(self, tokens: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
         """The places of the tokens; each block has a table."""
         at = places(grid, has_class_token=self.num_prefix_tokens > 0, device=tokens.device)
-        return [{"shared_rel_pos_bias": at}] * len(self.blocks)
+        return {"shared_rel_pos_bias": at}
 
 
 # --- timm's own -----------------------------------------------------------------------------------
@@ -179,21 +169,19 @@ class _BiasedAttention(_relpos.RelPosAttention):
         mask = shared_rel_pos
         if isinstance(mask, Places):
             mask = bias(self.rel_pos.rows(mask.grid), mask, q.dtype)
-        return _attended(self, q, k, v, mask)
+        return attended(self, q, k, v, mask)
 
 
 class BiasedViT(AdaptedViT, _relpos.VisionTransformerRelPos):
     """timm's ViT with relative position biases for images of any size."""
 
-    def block_arguments(
-        self, tokens: Tensor, grid: tuple[int, int], rope: Tensor | None
-    ) -> list[dict[str, Any]]:
+    def block_arguments(self, tokens: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
         """The bias that all blocks share, or the places of the tokens."""
         at = places(grid, has_class_token=self.num_prefix_tokens > 0, device=tokens.device)
         shared: Any = at
         if self.shared_rel_pos is not None:
             shared = bias(self.shared_rel_pos.rows(grid), at, _scores_dtype(tokens))
-        return [{"shared_rel_pos": shared}] * len(self.blocks)
+        return {"shared_rel_pos": shared}
 
 
 def make_variable(vit: Any) -> None:

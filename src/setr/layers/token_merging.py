@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from setr.errors import UsageError
-from setr.layers.adapted_vit import AdaptedViT
 
 THOUSANDTHS = 1000
 """A share is rounded to these, so that traced graphs count groups in whole numbers."""
@@ -76,8 +75,7 @@ def require_mergeable(vit: Any, name: str, share: float) -> None:
     """Raise `SetrError` unless this share of groups can be merged in a ViT's blocks."""
     if not 0 <= share <= 1:
         raise UsageError(f"merge_tokens {share:g}: give the share of groups to merge, 0 to 1")
-    arguments = getattr(type(vit), "block_arguments", AdaptedViT.block_arguments)
-    if share and arguments is not AdaptedViT.block_arguments:
+    if share and hasattr(vit, "block_arguments"):
         raise UsageError(
             f"merge_tokens {share:g}: the attention of {name} needs the whole grid of patches; "
             "leave it out"

@@ -155,11 +155,9 @@ class WindowedViT(AdaptedViT, _sam.VisionTransformerSAM):
     num_prefix_tokens = 0
     window_size = 0
 
-    def block_arguments(
-        self, tokens: Tensor, grid: tuple[int, int], rope: Tensor | None
-    ) -> list[dict[str, Any]]:
+    def block_arguments(self, tokens: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
         """The patch grid."""
-        return [{"grid": grid}] * len(self.blocks)
+        return {"grid": grid}
 
 
 def make_windowed(vit: Any, name: str) -> None:
