@@ -31,7 +31,7 @@ from setr.config import Config, DataConfig
 from setr.data.layouts import BESIDE
 from setr.errors import FAILED, INTERRUPTED, OK, SetrError, UsageError
 from setr.outlines.yolo import yolo_folder
-from setr.reading.parsed import BROKEN, json_of
+from setr.reading.parsed import table_in
 
 _SUFFIXES: dict[ExportFormat, str] = {"onnx": "model.onnx", "openvino": "model.xml",
                                       "torch": "model.pt2"}  # fmt: skip
@@ -262,14 +262,10 @@ def _is_current(file: Path, out: Path) -> bool:
 
 def _figures(file: Path, out: Path) -> dict[str, Any]:
     """The figures of the test of the model in `out`; none if they are missing, old or damaged."""
-    if not _is_current(file, out):
-        return {}
-    try:
-        metrics: dict[str, Any] = json_of(file.read_text(encoding="utf-8"))
-        first: dict[str, Any] = next(iter(metrics.values()), {})
-        return metrics if {"miou", "pixel_accuracy"} <= first.keys() else {}
-    except BROKEN:
-        return {}
+    metrics = table_in(file) if _is_current(file, out) else {}
+    first = next(iter(metrics.values()), None)
+    whole = isinstance(first, dict) and {"miou", "pixel_accuracy"} <= first.keys()
+    return metrics if whole else {}
 
 
 def _is_installed(format: ExportFormat) -> bool:

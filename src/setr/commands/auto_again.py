@@ -10,7 +10,7 @@ from setr.commands.parsing import typed_options
 from setr.commands.train import parsed
 from setr.config import Config
 from setr.errors import UsageError
-from setr.reading.parsed import BROKEN, json_of
+from setr.reading.parsed import table_in
 from setr.training.settings import changed
 
 _EPOCHS = "--train.epochs"
@@ -94,11 +94,8 @@ def _is_gone(root: str) -> bool:
 
 def _steps(out: Path) -> int:
     """Steps that the finished run has trained; 0 if its figures are damaged."""
-    try:
-        metrics = json_of((out / "metrics.json").read_text(encoding="utf-8"))
-        return int(metrics.get("steps", 0))
-    except BROKEN:  # it will be written anew
-        return 0
+    steps = table_in(out / "metrics.json").get("steps")
+    return steps if isinstance(steps, int) else 0
 
 
 def _text(value: Any) -> str:

@@ -7,6 +7,7 @@ than 4300 digits and for dates that do not exist.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -40,6 +41,15 @@ def json_of(text: str | bytes) -> Any:
         raise json.JSONDecodeError("nested too deeply", "", 0) from None
     except ValueError as error:
         raise json.JSONDecodeError(first_line(error), "", 0) from None
+
+
+def table_in(path: Path) -> dict[str, Any]:
+    """The table in a JSON file; an empty one if the file is missing, damaged or holds no table."""
+    try:
+        values = json_of(path.read_text(encoding="utf-8"))
+    except (OSError, *BROKEN):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def fault_of(error: BaseException) -> str:

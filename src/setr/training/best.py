@@ -28,7 +28,7 @@ from setr.hub import from_pretrained, holds_model, save_pretrained
 from setr.layers.mask_classifier import MaskClassifier
 from setr.model import SETR
 from setr.model_info import ModelInfo
-from setr.reading.parsed import BROKEN, json_of
+from setr.reading.parsed import table_in
 from setr.scores.adjustment import ADJUSTED, find_offsets, shift_logits
 from setr.scores.split_loss import SplitLoss
 from setr.training.parallel import Parallel, full_tensors
@@ -178,15 +178,8 @@ class Best:
 
     def is_adjusted(self) -> bool:
         """Whether the saved model was already adjusted, before this run was resumed."""
-
-        def read() -> bool:
-            try:
-                text = (self.folder.out / "config.json").read_text("utf-8")
-                return ADJUSTED in json_of(text)["metrics"]
-            except (OSError, *BROKEN):  # a model that could not be written, as on a full disk
-                return False
-
-        return distributed.on_first(read)
+        stored = self.folder.out / "config.json"  # not there if the disk was full
+        return distributed.on_first(lambda: ADJUSTED in table_in(stored).get("metrics", ()))
 
     def adjust(self, pixels: np.ndarray) -> None:
         """Add the offsets to the class logits that are best on the validation split, once.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from setr.errors import SetrError
-from setr.reading.parsed import BROKEN, json_of
+from setr.reading.parsed import table_in
 from setr.reading.remote import is_repository
 from setr.weight_files.pretrained import (
     pretrained_id,
@@ -70,8 +70,6 @@ def _recorded(source: str) -> Mapping[str, Any] | None:
     if is_repository(source) and not timm_name_of(source):
         with contextlib.suppress(SetrError):
             folder = weights_on_the_hub(source).parent
-    try:
-        values = json_of((folder / "config.json").read_text(encoding="utf-8"))
-        return values if isinstance(values["model"]["encoder"], str) else None
-    except (OSError, *BROKEN):
-        return None
+    values = table_in(folder / "config.json")
+    model = values.get("model")
+    return values if isinstance(model, dict) and isinstance(model.get("encoder"), str) else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from setr.reading.parsed import BROKEN, json_of
+from setr.reading.parsed import BROKEN, table_in
 
 
 def stored_size(source: str) -> tuple[int, int] | None:
@@ -24,10 +24,10 @@ def stored_size(source: str) -> tuple[int, int] | None:
     place = Path(source)
     config = (place if place.is_dir() else place.parent) / "config.json"
     try:
-        stated = json_of(config.read_text(encoding="utf-8"))["model"]["img_size"]
+        stated = table_in(config)["model"]["img_size"]
         height, width = (stated, stated) if isinstance(stated, int) else map(int, stated)
         return (height, width) if min(height, width) > 0 else None
-    except (OSError, *BROKEN):
+    except BROKEN:
         return None
 
 

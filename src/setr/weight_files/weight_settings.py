@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from setr.errors import SetrError, UsageError
-from setr.reading.parsed import BROKEN, json_of
+from setr.reading.parsed import BROKEN, table_in
 from setr.weight_files.pretrained import local_file, pretrained_id, pretrained_names, timm_name_of
 
 _BY_LAYOUT = {
@@ -142,12 +142,7 @@ def _beside(source: str, file: str) -> dict[str, Any]:
     place = local_file(source)  # downloaded before
     if place is None:
         return {}
-    folder = place if place.is_dir() else place.parent
-    try:
-        values = json_of((folder / file).read_text(encoding="utf-8"))
-    except (OSError, *BROKEN):
-        return {}
-    return values if isinstance(values, dict) else {}
+    return table_in((place if place.is_dir() else place.parent) / file)
 
 
 def _three(mean: Any, std: Any) -> Normalisation | None:
