@@ -14,7 +14,8 @@ from setr.errors import USAGE, SetrError
 from setr.labels import known_labels
 from setr.layers.mask_transformer import MaskTransformer
 from setr.weight_files.foreign import convert_foreign
-from setr.weight_files.published import segmenter_labels, segmenter_test
+from setr.weight_files.naming import Translation
+from setr.weight_files.published import published_labels, segmenter_test
 from tests.conftest import renamed
 from tests.models import assert_converts, assert_learns, assert_same
 
@@ -199,7 +200,8 @@ def test_published_tests_by_data_set(dataset, port, crop, stride, sides):
 
 @pytest.mark.parametrize(("num_classes", "name"), [(150, "ade20k"), (19, "cityscapes"), (7, None)])
 def test_files_of_the_authors_name_no_classes(num_classes, name):
-    assert segmenter_labels(num_classes) == (name and known_labels(name))
+    found = published_labels(Translation("segmenter", {}, whole=True), {}, "segmenter", num_classes)
+    assert found == (name and known_labels(name))
 
 
 def test_labels_must_fit_the_checkpoint(tmp_path):

@@ -16,7 +16,14 @@ from setr.errors import SetrError, UsageError
 from setr.weight_files.dpt_layouts import dpt_arguments, dpt_encoder
 from setr.weight_files.eomt import HEAD_WIDTH, eomt_architecture
 from setr.weight_files.lightly_layouts import linear_architecture
-from setr.weight_files.naming import LIGHTLY_LINEAR, Tensors, Translation, count_parts, recorded
+from setr.weight_files.naming import (
+    LIGHTLY_LINEAR,
+    Tensors,
+    Translation,
+    count_parts,
+    num_blocks,
+    recorded,
+)
 from setr.weight_files.relative_bias import TABLE, relative_encoder, relative_taps
 from setr.weight_files.setr_layouts import mla_arguments, segmenter_arguments, upsampling_arguments
 from setr.weight_files.upernet import MARKER, upernet_arguments
@@ -115,7 +122,7 @@ def _vit_shape(t: Tensors) -> dict[str, Any]:
     hidden = t["encoder.vit.blocks.0.mlp.fc1.weight"].shape[0]
     return {
         "embed_dim": width,
-        "depth": count_parts(t, r"encoder\.vit\.blocks\.(\d+)\."),
+        "depth": num_blocks(t),
         "patch_size": patch,
         "mlp_ratio": hidden / width,
         "qkv_bias": "encoder.vit.blocks.0.attn.qkv.bias" in t,

@@ -7,38 +7,47 @@ Many models keep the name of a timm ViT but have another form: pathology's UNI i
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from setr.layers.positions import PREFIX_TOKENS
-from setr.weight_files.naming import Tensors, count_parts
+from setr.weight_files.naming import Tensors, num_blocks
 from setr.weight_files.stem import is_square
 
 _VIT = "encoder.vit."
-_ACTIVE = r"encoder\.vit\.(norm_pre\.|reg_token$|patch_embed\.|blocks\.(\d+)\.)"
-"""Names of tensors that change what the blocks compute."""
+_ACTIVE = r"encoder\.vit\.(norm_pre\.|reg_token$|patch_embed\.|blocks\.\d+\.)"
+"""Names of tensors that may change what the blocks compute."""
 _KEPT_OUT = r"\.attn\.(q_bias|v_bias|qkv\.bias)$|\.patch_embed\.(proj\.weight$|backbone\.)"
 """Tensors that may be left out: biases of DINOv3 by its encoders' names; an image's patches and a
 ResNet's classifier by a Hybrid."""
 
 
-def unplaced(given: Tensors, own: Tensors) -> list[str]:
-    """Names of a checkpoint's tensors without which the model's blocks compute something else.
+def unplaced(given: Tensors, own: Tensors, matters: Callable[[str], bool]) -> list[str]:
+    """Names of a checkpoint's tensors without which the model computes something else.
 
-    Those of blocks that the model does not have, and zero biases, are none.
+    Those of blocks that the model does not have, and zeros, change nothing.
+
+    Args:
+        given: the checkpoint's tensors, under the model's names.
+        own: the model's.
+        matters: whether a tensor of this name takes part in what is computed.
     """
-    blocks = count_parts(own, r"encoder\.vit\.blocks\.(\d+)\.")
-    found = []
+    depth, found = num_blocks(own), []
     for name, value in given.items():
-        match = re.match(_ACTIVE, name)
-        if name in own or match is None or re.search(_KEPT_OUT, name):
-            continue
-        if match[2] and int(match[2]) >= blocks:
+        block = re.match(r"encoder\.vit\.blocks\.(\d+)\.", name)
+        is_behind = block is not None and int(block[1]) >= depth
+        if name in own or is_behind or not matters(name):
             continue
         if value.is_floating_point() and value.any():
             found.append(name)
     return found
+
+
+def changes_blocks(name: str) -> bool:
+    """Whether a tensor of this name changes what the blocks of an encoder compute."""
+    return bool(re.match(_ACTIVE, name)) and not re.search(_KEPT_OUT, name)
 
 
 def shown_arguments(given: Tensors, own: Tensors) -> dict[str, Any]:
@@ -60,7 +69,7 @@ def _shown(given: Tensors, own: Tensors) -> dict[str, Any]:
         return {}
     if width != _width(ours):
         found |= {"embed_dim": width, "num_heads": "?"}
-    depths = [count_parts(t, r"encoder\.vit\.blocks\.(\d+)\.") for t in (given, own)]
+    depths = [num_blocks(t) for t in (given, own)]
     if depths[0] < depths[1] or (found and depths[0] != depths[1]):
         found["depth"] = depths[0]
     if patch[2:] != ours["patch_embed.proj.weight"][2:]:

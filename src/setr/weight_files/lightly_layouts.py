@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from setr.weight_files.encoder_layouts import dinov3, timm
 from setr.weight_files.eomt import dino_encoder, encoder_blocks, joined
-from setr.weight_files.naming import LIGHTLY_LINEAR, Tensors, Translation, identity_norm
+from setr.weight_files.naming import LIGHTLY_LINEAR, Rule, Tensors, Translation, identity_norm
 
 _EPS = 1e-5
 """Epsilon of EoMT's norms between masks and patches; that of the others is 1e-6."""
@@ -28,18 +29,11 @@ _SIDE = 512
 
 def eomt_lightly(tensors: Tensors) -> Translation:
     """A semantic model on DINOv2 or DINOv3 that LightlyTrain exported, or its checkpoint."""
-    on_dinov3 = any("backbone.rope_embed." in name for name in tensors)
-    found = joined(
-        tensors,
-        dialect="eomt",
-        encoder=r"model\.backbone\.(?!mask_token$)(.+)",
-        layout=dinov3 if on_dinov3 else timm,
-        heads=[
-            (r"model\.queries\.weight", "decoder.queries"),
-            (r"model\.(class_head|mask_head|upscale)\.(.+)", r"decoder.\1.\2"),
-        ],
-        unused=r"model\.backbone\.mask_token|criterion\..+",
-    )
+    heads: list[Rule] = [
+        (r"model\.queries\.weight", "decoder.queries"),
+        (r"model\.(class_head|mask_head|upscale)\.(.+)", r"decoder.\1.\2"),
+    ]
+    found = _joined(tensors, "eomt", r"backbone\.", heads)
     found.settings["upscale_eps"] = _EPS
     _fold_position(found.tensors)
     return found
@@ -47,15 +41,8 @@ def eomt_lightly(tensors: Tensors) -> Translation:
 
 def linear_lightly(tensors: Tensors) -> Translation:
     """A linear head and its encoder; of other models that are made like this, the encoder."""
-    on_dinov3 = any("backbone._model.rope_embed." in name for name in tensors)
-    found = joined(
-        tensors,
-        dialect=LIGHTLY_LINEAR,
-        encoder=r"model\.backbone\._model\.(?!mask_token$)(.+)",
-        layout=dinov3 if on_dinov3 else timm,
-        heads=[(r"model\.head\.(weight|bias)", rf"{_CLASSIFIER}\1")],
-        unused=r"model\.backbone\._model\.mask_token|criterion\..+",
-    )
+    heads: list[Rule] = [(r"model\.head\.(weight|bias)", rf"{_CLASSIFIER}\1")]
+    found = _joined(tensors, LIGHTLY_LINEAR, r"backbone\._model\.", heads)
     own = found.tensors
     if f"{_CLASSIFIER}weight" not in own or own[f"{_CLASSIFIER}weight"].ndim != len("oi"):
         bare = {name.removeprefix("encoder.vit."): value for name, value in own.items()}
@@ -68,6 +55,19 @@ def linear_lightly(tensors: Tensors) -> Translation:
     norm = identity_norm(own[f"{_CLASSIFIER}weight"].shape[1], "decoder.batch_norm.")
     own.update(norm)
     return dataclasses.replace(found, filled=[*norm])
+
+
+def _joined(tensors: Tensors, dialect: str, backbone: str, heads: list[Rule]) -> Translation:
+    """The heads, and the encoder called `backbone` (regular expression) of DINOv2 or DINOv3."""
+    on_dinov3 = any(re.search(rf"{backbone}rope_embed\.", name) for name in tensors)
+    return joined(
+        tensors,
+        dialect=dialect,
+        encoder=rf"model\.{backbone}(?!mask_token$)(.+)",
+        layout=dinov3 if on_dinov3 else timm,
+        heads=heads,
+        unused=rf"model\.{backbone}mask_token|criterion\..+",
+    )
 
 
 def as_exported(found: Translation, meta: Mapping[str, Any]) -> Translation:

@@ -7,8 +7,7 @@ import re
 from torch import Tensor
 
 from setr.errors import SetrError, UsageError
-from setr.weight_files.form import as_option, other_bands, shown_arguments, unplaced
-from setr.weight_files.naming import count_parts
+from setr.weight_files.form import as_option, changes_blocks, other_bands, shown_arguments, unplaced
 from setr.weight_files.stem import PATCHES, POSITIONS
 
 MIN_MATCH = 0.95
@@ -44,7 +43,7 @@ def require_encoder(
     wrong = [n for n in mismatched if n.startswith("encoder.")]
     stem = [n for n in missing if re.match(_STEM, n)]
     positions = [POSITIONS] if POSITIONS in given and POSITIONS not in own else []
-    homeless = positions or unplaced(given, own)
+    homeless = positions or unplaced(given, own, changes_blocks)
     if share >= MIN_MATCH and not (wrong or stem or homeless):
         return
     bands = other_bands(given[PATCHES], own[PATCHES]) if PATCHES in wrong else ""
@@ -87,15 +86,7 @@ def require_used(
         own: the model's tensors.
         unknown: names in the file without a counterpart that the model of other code needs.
     """
-    depth = count_parts(own, r"encoder\.vit\.blocks\.(\d+)\.")
-    homeless = list(unknown)
-    for name, value in given.items():
-        block = re.match(r"encoder\.vit\.blocks\.(\d+)\.", name)
-        is_behind = block is not None and int(block[1]) >= depth
-        if name in own or is_behind or re.match(_AROUND, name):
-            continue
-        if value.is_floating_point() and value.any():
-            homeless.append(name)
+    homeless = unknown + unplaced(given, own, lambda name: not re.match(_AROUND, name))
     if homeless:
         raise SetrError(
             f"{source}: {homeless[0]} has no place in the architecture its other tensors describe, "

@@ -79,6 +79,11 @@ def count_parts(tensors: Tensors, pattern: str) -> int:
     return max(found) + 1 if found else 0
 
 
+def num_blocks(tensors: Tensors) -> int:
+    """Number of a ViT's blocks among tensors with our names; 0 without any."""
+    return count_parts(tensors, r"encoder\.vit\.blocks\.(\d+)\.")
+
+
 def identity_norm(channels: int, prefix: str) -> Tensors:
     """The tensors of a batch norm that changes nothing in eval mode, whose names begin so."""
     one = torch.ones(channels)

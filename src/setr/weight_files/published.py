@@ -13,17 +13,20 @@ from typing import Any, NamedTuple
 from setr.labels import Labels, known_labels, known_name
 from setr.model_info import ModelInfo
 from setr.protocols import Protocol, preset
-from setr.weight_files.naming import LIGHTLY_LINEAR, Tensors, Translation, recorded
+from setr.weight_files.naming import LIGHTLY_LINEAR, Translation, recorded
 from setr.weight_files.recorded_test import recorded_normalisation, recorded_protocol
 
 _DATASETS = {150: "ade20k", 19: "cityscapes"}
 """Data sets by number of classes; the authors' third one is Pascal Context with 60 classes."""
 _SHORT_SIDES = {"cityscapes": 1024, "pascal_context": 520}
 _MMSEG_OVERLAP = 32
-_NUM_ADE20K = 150
 _SIDE = 480
 """Side of the images that the authors' models were trained and tested on, in pixels."""
 _MMSEG_SIDE = 512
+_MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel, for pixels 0 to 1."""
+_IMAGENET: _MeanStd = ModelInfo.mean, ModelInfo.std
+_HALF: _MeanStd = (0.5,) * 3, (0.5,) * 3
 
 
 class Settings(NamedTuple):
@@ -46,12 +49,13 @@ def published_labels(
     found: Translation, meta: Mapping[str, Any], decoder: str, num_classes: int
 ) -> Labels | None:
     """The classes of a checkpoint that names none, by their number; None if unknown."""
-    if found.dialect == "eomt" and "classes" in meta:
+    if any(key in meta for key in ("classes", "CLASSES", "dataset_meta")):
         return None
-    if found.dialect in ("segmenter", "eomt"):
-        return segmenter_labels(num_classes)
-    ours = decoder == "dpt" or found.dialect == "beit-transformers"
-    return dpt_labels(meta, num_classes) if ours else None
+    name = _DATASETS.get(num_classes)
+    if found.dialect not in ("segmenter", "eomt"):
+        only_ade20k = decoder == "dpt" or found.dialect == "beit-transformers"
+        name = name if only_ade20k and name == "ade20k" else None
+    return known_labels(name) if name else None
 
 
 def published_settings(
@@ -78,35 +82,29 @@ def _usual_settings(
     """As `published_settings`, as the code base of a checkpoint publishes its models."""
     decoder, port = arguments["decoder"], found.dialect == "mmseg"
     if decoder == "dpt":
-        return dpt_settings(found, meta)
+        return _dpt_settings(found, meta)
     size = arguments["img_size"]
     crop = (size, size) if isinstance(size, int) else tuple(size)
-    imagenet = ModelInfo(labels)
     if decoder in ("segmenter", "linear") and found.dialect != LIGHTLY_LINEAR:
-        protocol = segmenter_test(crop, labels, port=port)
-        return Settings(crop, protocol, *segmenter_normalisation(found.tensors, labels))
+        normalisation = _IMAGENET if "encoder.vit.dist_token" in found.tensors else _HALF  # of DeiT
+        return Settings(crop, segmenter_test(crop, labels, port=port), *normalisation)
     if decoder in ("eomt", "linear"):
-        mean, std = (tuple(meta.get(k) or getattr(imagenet, k)) for k in ("mean", "std"))
-        side = meta.get("side")
-        return Settings(crop, eomt_test((side, side) if side else crop), mean, std)
+        # the authors' windows are spread evenly, here the last one is moved to the border: both are
+        # the same for images less than two windows wide, and for Cityscapes
+        window = (meta["side"], meta["side"]) if meta.get("side") else crop
+        protocol = Protocol(window=window, stride=window, short_side=min(window), fill_window=True)
+        return Settings(crop, protocol, *_stored(meta, _IMAGENET))
+    side = min(crop)
     if (arguments.get("neck_args") or {}).get("feature2pyramid"):  # windows
         stride = crop[0] * 2 // 3, crop[1] * 2 // 3
-        side = min(crop)
         protocol = Protocol(window=crop, stride=stride, short_side=side, long_side=4 * side)
         if found.dialect == "beit-transformers":
-            mean, std = (tuple(meta.get(key) or (0.5,) * 3) for key in ("mean", "std"))
-            return Settings(crop, protocol, mean, std)
+            return Settings(crop, protocol, *_stored(meta, _HALF))
     elif decoder == "upernet":  # whole images, their short side that of the crop
-        protocol = Protocol(short_side=min(crop), long_side=4 * min(crop))
+        protocol = Protocol(short_side=side, long_side=4 * side)
     else:
         protocol = preset("mmseg-ss" if port else "paper-ss", labels=labels, grid=crop)
-    return Settings(crop, protocol, imagenet.mean, imagenet.std)
-
-
-def segmenter_labels(num_classes: int) -> Labels | None:
-    """The classes of a checkpoint of the authors, by their number; None if unknown."""
-    name = _DATASETS.get(num_classes)
-    return known_labels(name) if name else None
+    return Settings(crop, protocol, *_IMAGENET)
 
 
 def segmenter_test(crop: tuple[int, int], labels: Labels, *, port: bool) -> Protocol:
@@ -125,32 +123,7 @@ def segmenter_test(crop: tuple[int, int], labels: Labels, *, port: bool) -> Prot
     return Protocol(window=crop, stride=stride, short_side=short, fill_window=True)
 
 
-def segmenter_normalisation(
-    tensors: Tensors, labels: Labels
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation (pixels 0 to 1): ImageNet's for DeiT encoders, else 0.5."""
-    if "encoder.vit.dist_token" in tensors:
-        imagenet = ModelInfo(labels)
-        return imagenet.mean, imagenet.std
-    return (0.5,) * 3, (0.5,) * 3
-
-
-def eomt_test(crop: tuple[int, int]) -> Protocol:
-    """The authors' test: the short side resized to the windows', which do not overlap if they fit.
-
-    Their windows are spread evenly; here the last one is moved to the border. Both are the same for
-    images less than two windows wide, and for Cityscapes.
-    """
-    return Protocol(window=crop, stride=crop, short_side=min(crop), fill_window=True)
-
-
-def dpt_labels(meta: Mapping[str, Any], num_classes: int) -> Labels | None:
-    """ADE20K's classes if the file names none but has as many; else None."""
-    unnamed = not any(key in meta for key in ("classes", "CLASSES", "dataset_meta"))
-    return known_labels("ade20k") if unnamed and num_classes == _NUM_ADE20K else None
-
-
-def dpt_settings(found: Translation, meta: Mapping[str, Any]) -> Settings:
+def _dpt_settings(found: Translation, meta: Mapping[str, Any]) -> Settings:
     """Settings of a published DPT, as far as recorded, else those of its code base.
 
     All of them test whole images. transformers squashes images to a square unless its
@@ -160,9 +133,12 @@ def dpt_settings(found: Translation, meta: Mapping[str, Any]) -> Settings:
     if found.dialect == "mmseg":
         crop = recorded(meta, "crop_size") or (_MMSEG_SIDE, _MMSEG_SIDE)
         side = min(crop)
-        imagenet = ModelInfo(Labels(("any",)))
         protocol = Protocol(short_side=side, long_side=4 * side)
-        return Settings((crop[0], crop[1]), protocol, imagenet.mean, imagenet.std)
+        return Settings((crop[0], crop[1]), protocol, *_IMAGENET)
     side = meta.get("side") or _SIDE
-    mean, std = (tuple(meta.get(key) or (0.5,) * 3) for key in ("mean", "std"))
-    return Settings((side, side), Protocol(short_side=side), mean, std)
+    return Settings((side, side), Protocol(short_side=side), *_stored(meta, _HALF))
+
+
+def _stored(meta: Mapping[str, Any], usual: _MeanStd) -> _MeanStd:
+    """Mean and standard deviation stored beside the tensors, else the usual ones."""
+    return tuple(meta.get("mean") or usual[0]), tuple(meta.get("std") or usual[1])
