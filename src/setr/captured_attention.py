@@ -109,7 +109,7 @@ def catch_attention(model: SETR, images: Tensor, layers: Sequence[int]) -> dict[
         UsageError: no ViT, no such layer, blocks without plain attention, too many patches.
     """
     blocks = blocks_of(model, layers)
-    h, w = grid_size(model, images)
+    h, w = model.encoder.grid(images)
     if h * w > MAX_TOKENS:
         raise UsageError(
             f"{images.shape[-1]}x{images.shape[-2]} pixels are {h * w} patches, more than "
@@ -168,12 +168,6 @@ def _active_inside(attn: Any, catcher: _Catcher) -> Iterator[None]:
         for hook in hooks:
             hook.remove()
         attn.fused_attn = before
-
-
-def grid_size(model: SETR, images: Tensor) -> tuple[int, int]:
-    """Rows and columns of patches of an image."""
-    p = model.encoder.patch_size
-    return -(-images.shape[-2] // p), -(-images.shape[-1] // p)
 
 
 def blocks_of(model: SETR, layers: Sequence[int]) -> Any:

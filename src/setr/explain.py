@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from setr.captured_attention import blocks_of, catch_attention, grid_size
+from setr.captured_attention import blocks_of, catch_attention
 from setr.errors import UsageError
 from setr.layers.positions import grid_positions, resample_grid
 from setr.model import SETR
@@ -45,7 +45,7 @@ def attention_maps(
     Raises:
         UsageError: as `catch_attention`, or a point outside the grid.
     """
-    h, w = grid_size(model, images)
+    h, w = model.encoder.grid(images)
     if not (0 <= point[0] < h and 0 <= point[1] < w):
         raise UsageError(f"patch {point}: the grid has {h} rows and {w} columns")
     maps = {}
@@ -73,7 +73,7 @@ def attention_rollout(
     Raises:
         UsageError: as `catch_attention`.
     """
-    h, w = grid_size(model, images)
+    h, w = model.encoder.grid(images)
     layers = range(len(blocks_of(model, ())), 0, -1)
     caught = catch_attention(model, images, layers)
     flow: Tensor | None = None
@@ -109,7 +109,7 @@ def layer_features(model: SETR, images: Tensor, layers: Sequence[int]) -> dict[i
     Raises:
         UsageError: no ViT or no such layer.
     """
-    blocks, (h, w) = blocks_of(model, layers), grid_size(model, images)
+    blocks, (h, w) = blocks_of(model, layers), model.encoder.grid(images)
     found: dict[int, np.ndarray] = {}
     with ExitStack() as stack:
         for layer in sorted(set(layers)):

@@ -43,7 +43,12 @@ class Backbone(nn.Module):
         H, W = images.shape[-2:]
         p = self.patch_size
         padded = F.pad(images, (0, -W % p, 0, -H % p)) if H % p or W % p else images
-        return padded, (-(-H // p), -(-W // p))
+        return padded, self.grid(images)
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of the patches of images (B, C, H, W), the last of them padded."""
+        H, W = images.shape[-2:]
+        return -(-H // self.patch_size), -(-W // self.patch_size)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass instead of keeping them."""

@@ -22,7 +22,7 @@ from setr.model_info import ModelInfo
 from setr.protocols import Protocol, preset
 from setr.reading.remote import is_repository
 from setr.scores.adjustment import class_biases
-from setr.weight_files.pretrained import load_encoder, require_fit, require_weights
+from setr.weight_files.pretrained import load_encoder, require_weights, require_weights_fit
 from setr.weight_files.weight_settings import (
     Normalisation,
     require_recorded,
@@ -138,7 +138,7 @@ def require_fitting_weights(config: Config) -> None:
         return
     model = build_empty(config.replace({"model.lora_rank": 0}))  # which these weights do not have
     for source, resnet in _pretrained_sources(model, config.model):
-        require_fit(model, source)
+        require_weights_fit(model, source)
         if not resnet and isinstance(model.encoder, Encoder):
             require_recorded(model.encoder.vit, model.arguments["encoder"], source)
 

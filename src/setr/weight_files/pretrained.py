@@ -76,7 +76,7 @@ def require_weights(model: Loadable, source: str, *, resnet: bool = False) -> No
         raise UsageError(f"{source}: no such weight file")
 
 
-def require_fit(model: Loadable, source: str) -> None:
+def require_weights_fit(model: Loadable, source: str) -> None:
     """Check that encoder weights of a file or repository fit the model, without loading them.
 
     Raises:
