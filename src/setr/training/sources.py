@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,20 +28,33 @@ from setr.training.features import FeatureFiles, open_features, split_maps
 from setr.training.pixel_counts import build_augmentation
 
 
-class Source(Protocol):
-    """A source of training batches."""
+class Source:
+    """A source of training batches.
+
+    Args:
+        datasets: that of the training split, and that of further images, if any.
+    """
+
+    def __init__(self, *datasets: Dataset) -> None:
+        self.datasets = datasets
 
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's batches from step `start` on: inputs, and masks uint8 (B, H, W)."""
-        ...
+        raise NotImplementedError
+
+    def order(self, start: int, stop: int, share: Share = WHOLE) -> Order:
+        """The samples of steps start .. stop-1, by default of all processes."""
+        raise NotImplementedError
 
     def names(self, step: int, share: Share = WHOLE) -> list[str]:
         """Paths of the images of a step, by default of all processes."""
-        ...
+        (batch,) = self.order(step, step + 1, share)
+        found = (located(self.datasets, index) for _, index in batch)
+        return [str(dataset.pairs[index].image) for dataset, index in found]
 
     def inputs(self, part: Tensor) -> Tensor | Features:
         """Convert inputs, on the device, to the model's arguments."""
-        ...
+        raise NotImplementedError
 
     def told_apart(self, masks: Tensor) -> tuple[Tensor, Tensor]:
         """What to learn from the masks of a batch, and what from a teacher.
@@ -52,12 +64,13 @@ class Source(Protocol):
 
         Returns:
             Training ids, which are `IGNORE` in images without labels; and the same shape with
-            `IGNORE` where these have no data, or a crop goes beyond them.
+            `IGNORE` where these have no data, or a crop goes beyond them. All have labels unless a
+            source says otherwise.
         """
-        ...
+        return masks, torch.zeros_like(masks)
 
 
-class _Images:
+class _Images(Source):
     def __init__(
         self,
         config: Config,
@@ -68,6 +81,7 @@ class _Images:
         augment: Augment | None,
         extra: Extra | None,
     ) -> None:
+        super().__init__(dataset, *([extra.dataset] if extra else []))
         self.extra = extra
         self.config, self.dataset, self.share, self.device = config, dataset, share, device
         self.augment = build_augmentation(config, pixels)
@@ -96,7 +110,7 @@ class _Images:
         )
 
     def order(self, start: int, stop: int, share: Share = WHOLE) -> Order:
-        """The samples of steps start .. stop-1, with further images in between."""
+        """With further images in between."""
         train = self.config.train
         return training_order(
             self.dataset,
@@ -107,13 +121,6 @@ class _Images:
             share=share,
             extra=self.extra,
         )
-
-    def names(self, step: int, share: Share = WHOLE) -> list[str]:
-        """Paths of the images."""
-        datasets = (self.dataset, self.extra.dataset) if self.extra else (self.dataset,)
-        (batch,) = self.order(step, step + 1, share)
-        found = (located(datasets, index) for _, index in batch)
-        return [str(dataset.pairs[index].image) for dataset, index in found]
 
     def inputs(self, part: Tensor) -> Tensor:
         """Normalise images."""
@@ -127,7 +134,7 @@ class _Images:
         return masks.where(~unlabelled, IGNORE), masks.where(unlabelled, 0)
 
 
-class _Features:
+class _Features(Source):
     def __init__(
         self,
         config: Config,
@@ -136,7 +143,8 @@ class _Features:
         widths: list[int],
         share: Share,
     ) -> None:
-        self.config, self.dataset, self.share = config, dataset, share
+        super().__init__(dataset)
+        self.config, self.share = config, share
         self.stored, self.widths = stored, widths
 
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -160,18 +168,9 @@ class _Features:
             count, train.batch_size, seed=train.seed, start=start, stop=stop, share=share
         )
 
-    def names(self, step: int, share: Share = WHOLE) -> list[str]:
-        """Paths of the images of which the features are."""
-        (batch,) = self.order(step, step + 1, share)
-        return [str(self.dataset.pairs[index].image) for _, index in batch]
-
     def inputs(self, part: Tensor) -> Features:
         """Split into one feature map per tap."""
         return Features(split_maps(part, self.widths), self.config.data.crop_size)
-
-    def told_apart(self, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """All have labels."""
-        return masks, torch.zeros_like(masks)
 
 
 def open_source(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class Timing(NamedTuple):
     image: float
 
 
-class _Noise:
+class _Noise(Source):
     """Batches of random pixels, or of stored features of such, on a device.
 
     Args:
@@ -49,6 +49,7 @@ class _Noise:
     """
 
     def __init__(self, config: Config, model: SETR, dtype: torch.dtype | None) -> None:
+        super().__init__()
         self.config, self.model, self.dtype = config, model, dtype
         self.device = next(model.parameters()).device
         self.pixels = torch.randint(
@@ -76,10 +77,6 @@ class _Noise:
             return normalize(part, self.config.model.mean, self.config.model.std)
         return Features(split_maps(part, self.model.encoder.widths), self.config.data.crop_size)
 
-    def told_apart(self, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """As those of labelled images."""
-        return masks, torch.zeros_like(masks)
-
 
 def measure(config: Config, dataset: Dataset, device: torch.device, *, repeats: int = 3) -> Timing:
     """The shortest times of a few steps and passes with these settings, after the first ones.
@@ -100,7 +97,7 @@ def measure(config: Config, dataset: Dataset, device: torch.device, *, repeats: 
     updates = Updates(
         config,
         Parallel(model, "none", compiled=train.compile),
-        cast("Source", noise),
+        noise,
         build_optimizer(model, config.optim),
         LossScaler(device, enabled=dtype is torch.float16),
         ema=MovingAverage(model, train.ema) if train.ema else None,
