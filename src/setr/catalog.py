@@ -8,7 +8,6 @@ of 256 channels, and auxiliary heads at fixed blocks.
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import re
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from setr.arguments.choices import Neck
 from setr.arguments.typed import checked
-from setr.errors import UsageError
+from setr.errors import UsageError, similar
 from setr.layers.timm_vit import encoder_depth, has_class_token
 
 DecoderName = Literal[
@@ -180,15 +179,13 @@ def model_settings(
             raise UsageError(f"channels, taps: {name} has a fixed width and stages; leave them out")
         settings = dict(_BASELINES[name])
     else:
-        ours = name.lower().replace("-", "_")  # the names' style
-        if re.search(r"patch\d+", ours):
+        if re.search(r"patch\d+", name.lower()):
             raise UsageError(
                 f"model '{name}' is the name of an encoder; give it as encoder (--model.encoder) "
                 "beside the name of a model, such as setr_mla_base (`setr models` lists all)"
             )
-        near = difflib.get_close_matches(ours, list_models(), 3, cutoff=0.3)
-        nearest = f"; nearest: {', '.join(near)}" if near else ""
-        raise UsageError(f"model '{name}' is unknown{nearest} (`setr models` lists all)")
+        near = similar(name, list_models())
+        raise UsageError(f"model '{name}' is unknown{near} (`setr models` lists all)")
     if settings["decoder"] == "mla" and not align_corners:
         settings["decoder_args"]["align_corners"] = False
     if settings["decoder"] == "dpt" and not align_corners:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -256,16 +256,11 @@ class Config:
         Raises:
             SetrError: an unknown name (what was probably meant is named), or as the classes.
         """
-        known = {option.dotted for option in options_of(Config)}
         parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        known = {option.dotted for option in options_of(Config)} | parts.keys()
         inner: dict[str, dict[str, Any]] = {}
         for given, value in dict(changes).items():
-            name = str(given).removeprefix("--").replace("-", "_")
-            part, dot, key = name.partition(".")
-            if name not in known and name not in parts:
-                near = [option.dotted for option in meant(name, options_of(Config))]
-                hint = f"did you mean {' or '.join(near)}?" if near else "see `setr train --help`"
-                raise UsageError(f"{given}: there is no such setting; {hint}")
+            part, dot, key = setting_name(given, known).partition(".")
             if dot:
                 inner.setdefault(part, {})[key] = value
             else:
@@ -308,3 +303,17 @@ class Config:
         except UnicodeDecodeError:
             raise UsageError(f"{path}: not UTF-8; save it in that encoding") from None
         return cls.from_yaml(text, source=str(path))
+
+
+def setting_name(given: object, known: Container[str], prefix: str = "") -> str:
+    """A setting's name, which may be given as its option `--train.batch-size`.
+
+    Raises:
+        UsageError: none of the known ones; the message begins with `prefix`.
+    """
+    name = str(given).removeprefix("--").replace("-", "_")
+    if name not in known:
+        near = [option.dotted for option in meant(name, options_of(Config))]
+        hint = f"did you mean {' or '.join(near)}?" if near else "see `setr train --help`"
+        raise UsageError(f"{prefix}{given}: there is no such setting; {hint}")
+    return name

@@ -17,7 +17,7 @@ from setr.data.dataset import Dataset
 from setr.data.findings import SHOWN, Finding, about, split_findings
 from setr.data.survey import Progress, near_hashes, survey
 from setr.data.survey_rows import Survey
-from setr.errors import DataError, first_few
+from setr.errors import DataError, first_few, joined_problems
 from setr.labels import IGNORE, Labels
 from setr.training.weighting import class_weights
 
@@ -51,14 +51,12 @@ class Checkup:
     def raise_problems(self) -> None:
         """Raise one `SetrError` with the first ten problems and their number, if any."""
         if self.problems:
-            listed = "; ".join(self.problems[:SHOWN])
-            more = f"; and {len(self.problems) - SHOWN} more" if len(self.problems) > SHOWN else ""
             which, pairs = f"split '{self.dataset.split}'", len(self.survey.problems)
             if pairs:
                 what = f"{pairs} of {len(self.dataset)} pairs of {which} are unusable"
             else:
                 what = f"{which} of {self.dataset.name} is unusable"
-            raise DataError(f"{what}: {listed}{more}")
+            raise DataError(f"{what}: {joined_problems(self.problems)}")
 
     def require_counted(self, fix: str) -> None:
         """As `raise_problems`; if all pixels are ignored, raise an error that ends with `fix`."""

@@ -72,6 +72,18 @@ def first_few(values: Sequence[object], most: int) -> str:
     return ", ".join(map(str, values[:most])) + (", …" if len(values) > most else "")
 
 
+def joined_problems(problems: Sequence[str], most: int = 10) -> str:
+    """Problems joined with semicolons; those beyond `most` are only counted."""
+    more = [f"and {len(problems) - most} more"] if len(problems) > most else []
+    return "; ".join([*problems[:most], *more])
+
+
+def similar(name: str, known: Iterable[str]) -> str:
+    """A hint for a message: known names like one that has hyphens or capitals; `""` if none are."""
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), known, 3, cutoff=0.3)
+    return f"; nearest: {', '.join(near)}" if near else ""
+
+
 def check_setting(ok: bool, message: str) -> None:
     """Raise unless a setting is valid.
 

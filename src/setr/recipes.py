@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import replace
 
 from setr.arguments.typed import checked
 from setr.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
-from setr.errors import UsageError
+from setr.errors import UsageError, similar
 from setr.modern_recipes import FINE_TUNING, crop_windows, modern_recipes
 from setr.paper import paper_config
 from setr.paper_tables import describe, systems
@@ -37,10 +36,8 @@ def recipe(name: str) -> Config:
     if name in systems():
         return replace(paper_config(systems()[name]), recipe=name, out=f"runs/{name}")
     if name not in _RECIPES:
-        ours = name.lower().replace("-", "_")  # the names' style
-        near = difflib.get_close_matches(ours, list_recipes(), 3, cutoff=0.3)
-        nearest = f"; nearest: {', '.join(near)}" if near else ""
-        raise UsageError(f"recipe '{name}' is unknown{nearest} (`setr recipes` lists all)")
+        near = similar(name, list_recipes())
+        raise UsageError(f"recipe '{name}' is unknown{near} (`setr recipes` lists all)")
     build, _ = _RECIPES[name]
     return replace(build(), recipe=name, out=f"runs/{name}")
 

@@ -11,8 +11,7 @@ from itertools import count, product
 from typing import Any
 
 from setr.arguments.options import Option, options_of
-from setr.arguments.usage import meant
-from setr.config import Config
+from setr.config import Config, setting_name
 from setr.errors import UsageError
 from setr.training.settings import WITHOUT_EFFECT
 
@@ -78,8 +77,11 @@ def variations(
     known = {option.dotted: option for option in options_of(Config)}
     choices = dict[str, Range | Listed]()
     for given, values in vary.items():
-        name = str(given).removeprefix("--").replace("-", "_")
-        _require_variable(given, name, known)
+        name = setting_name(given, known, "vary ")
+        if name == "train.seed":
+            raise UsageError("vary train.seed: give seeds, how often each setting is trained")
+        if name in WITHOUT_EFFECT or name == "recipe":
+            raise UsageError(f"vary {name}: does not change what a run learns; give it once")
         if name in choices:
             raise UsageError(f"vary {name}: given twice; give all its values once")
         choices[name] = _choices(name, values, known[name])
@@ -99,17 +101,6 @@ def variations(
             f"trials {number}: there are only {most} combinations; leave it out to try them all"
         )
     return _spread(choices, number)
-
-
-def _require_variable(given: str, name: str, known: Mapping[str, Option]) -> None:
-    if name not in known:
-        near = [option.dotted for option in meant(name, options_of(Config))]
-        hint = f"did you mean {' or '.join(near)}?" if near else "see `setr train --help`"
-        raise UsageError(f"vary {given}: there is no such setting; {hint}")
-    if name == "train.seed":
-        raise UsageError("vary train.seed: give seeds, how often each setting is trained")
-    if name in WITHOUT_EFFECT or name == "recipe":
-        raise UsageError(f"vary {name}: does not change what a run learns; give it once")
 
 
 def _choices(name: str, values: Any, option: Option) -> Range | Listed:

@@ -14,14 +14,13 @@ from setr.bands import Bands, check_pixels
 from setr.data.dataset import Dataset, Mask, Pixels
 from setr.data.pairing import SplitFiles
 from setr.data.pairs import Pairs
-from setr.errors import DataError, SetrError, UsageError
+from setr.errors import DataError, SetrError, UsageError, joined_problems
 from setr.labels import Labels
 from setr.processes.quota import cpus
 from setr.reading.files import no_images, walk_images
 
 SPLIT = "distill.images"
 """Its name where splits are told apart; no other split has one with a dot in this place."""
-_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,7 @@ def require_readable(images: Dataset, progress: Callable[[int, int], None]) -> N
             problems += [found] if found else []
             progress(done, len(images))
     if problems:
-        listed = "; ".join(problems[:_SHOWN])
-        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        listed = joined_problems(problems)
         raise DataError(
-            f"{SPLIT}: {len(problems)} of {len(images)} images cannot be used: {listed}{more}"
+            f"{SPLIT}: {len(problems)} of {len(images)} images cannot be used: {listed}"
         )

@@ -17,7 +17,7 @@ from typing import NoReturn
 import numpy as np
 
 from setr.data.tile_folder import TileFolder, names_for
-from setr.errors import DataError, SetrError, UsageError, nearest
+from setr.errors import DataError, SetrError, UsageError, joined_problems, nearest
 from setr.labels import IGNORE, Labels
 from setr.outlines.drawing import Drawn, Rules
 from setr.outlines.index import BACKGROUND, IGNORED, AnnotatedFolder, AnnotatedImage
@@ -213,10 +213,8 @@ def _require_known(order: tuple[str, ...], names: tuple[str, ...]) -> None:
 
 def _refuse(root: Path, annotated: AnnotatedFolder, problems: list[str]) -> NoReturn:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    raise DataError(
-        f"{root}: {count} with outlines ({annotated.kind}): {'; '.join(problems[:SHOWN])}{more}"
-    )
+    listed = joined_problems(problems)
+    raise DataError(f"{root}: {count} with outlines ({annotated.kind}): {listed}")
 
 
 def _with_rest(names: tuple[str, ...], rest: str) -> tuple[str, ...]:

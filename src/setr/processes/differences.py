@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from setr.errors import joined_problems
+
 _SHOWN, _CUT = 5, 60  # differences listed, characters shown of each value
 
 
@@ -14,8 +16,7 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
     For nested maps the differing keys are named, for long lists the first differing entry.
     """
     named = [text for key in {**first, **second} for text in _differing(key, first, second)]
-    more = [f"and {len(named) - _SHOWN} more"] if len(named) > _SHOWN else []
-    return "; ".join(named[:_SHOWN] + more)
+    return joined_problems(named, _SHOWN)
 
 
 def _differing(key: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[str]:

@@ -99,9 +99,7 @@ class TrainConfig:
         if self.steps is None:
             object.__setattr__(self, "steps", 0 if self.epochs else _STEPS)
         check_fields(self, "train.")
-        check_setting(
-            0 <= self.epochs < math.inf, f"train.epochs {self.epochs}: give a positive number"
-        )
+        check_rules(self, "train.", ("epochs", _is_from_0, "give a positive number"))
         both = f"train.steps {self.steps} and train.epochs {self.epochs:g}"
         check_setting(
             not (self.steps and self.epochs), f"{both}: give one of them, and 0 for the other"
@@ -221,21 +219,23 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "distill.")
-        for name in ("weight", "temperature"):
-            value = getattr(self, name)
-            check_setting(0 < value < math.inf, f"distill.{name} {value}: give a positive number")
-            check_setting(
-                self.teacher is not None or value == 1,
-                f"distill.{name} {value}: has no effect without distill.teacher; give that too",
-            )
+        check_rules(
+            self,
+            "distill.",
+            ("weight temperature", lambda v: 0 < v < math.inf, "give a positive number"),
+            (
+                "weight temperature",
+                lambda v: v == 1 or self.teacher is not None,
+                "has no effect without distill.teacher; give that too",
+            ),
+            ("share", lambda v: 0 < v < 1, "give a share above 0 and below 1"),
+            (
+                "share",
+                lambda v: v == type(self).share or self.images is not None,
+                "has no effect without distill.images; give that too",
+            ),
+        )
         check_setting(
             self.images is None or self.teacher is not None,
             f"distill.images {self.images}: learnt from by a teacher; give distill.teacher",
-        )
-        check_setting(
-            0 < self.share < 1, f"distill.share {self.share}: give a share above 0 and below 1"
-        )
-        check_setting(
-            self.images is not None or self.share == type(self).share,
-            f"distill.share {self.share}: has no effect without distill.images; give that too",
         )
