@@ -18,6 +18,10 @@ from setr.errors import SetrError
 from setr.metrics import class_pixels, ratio
 
 STEPS = 1 << 30
+LEVEL = 0.95
+"""Confidence level of all intervals."""
+ROUNDS = 10_000
+"""Random draws of an interval or a test, made 500 at a time, which bounds their memory."""
 
 
 class Bootstrap:
@@ -53,15 +57,12 @@ class Bootstrap:
             self.images[:, :2] += weight[:, None] * np.array([1, round(miou * STEPS)])
             self.images[:, 2] += 1
 
-    def summary(
-        self, level: float = 0.95, *, absent: Absent = "skip", groups: int | None = None
-    ) -> dict[str, Any]:
+    def summary(self, *, absent: Absent = "skip", groups: int | None = None) -> dict[str, Any]:
         """Intervals [low, high] of `miou`, `pixel_accuracy` and `image_miou`.
 
         They are None with fewer than two images or groups, whose spread is unknown.
 
         Args:
-            level: confidence level, 0 to 1.
             absent: how `miou` treats absent classes, see `setr.metrics`.
             groups: number of groups with labels, if images of a group were drawn together.
         """
@@ -75,11 +76,11 @@ class Bootstrap:
         number, steps, images = self.images.T.astype(np.float64)
         drawn = images[0] if groups is None else groups
         return {
-            "level": level,
+            "level": LEVEL,
             "replicates": len(self.counts),
-            "miou": _interval(miou, level, drawn),
-            "pixel_accuracy": _interval(accuracy, level, drawn),
-            "image_miou": _interval(ratio(steps / STEPS, number), level, drawn),
+            "miou": _interval(miou, drawn),
+            "pixel_accuracy": _interval(accuracy, drawn),
+            "image_miou": _interval(ratio(steps / STEPS, number), drawn),
         }
 
 
@@ -91,36 +92,33 @@ def image_miou(matrix: np.ndarray) -> float | None:
     return float((hits[present] / union[present]).mean()) if present.any() else None
 
 
-def _interval(values: np.ndarray, level: float, drawn: float) -> list[float] | None:
+def _interval(values: np.ndarray, drawn: float) -> list[float] | None:
     """Quantiles of the replicates' values; None if fewer than two images or groups were drawn."""
     values = values[~np.isnan(values)]
     if drawn < 2 or not values.size:
         return None
-    tail = (1 - level) / 2
+    tail = (1 - LEVEL) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return [float(low), float(high)]
 
 
-def mean_interval(values: np.ndarray, *, rounds: int = 10_000, seed: int = 0) -> list[float] | None:
+def mean_interval(values: np.ndarray) -> list[float] | None:
     """Bootstrap 95 % interval [low, high] of the mean of values (N,); None for fewer than two."""
-    drawn = np.random.default_rng(seed)
-    count = len(values)
+    drawn, count = np.random.default_rng(0), len(values)
+    if count < 2:
+        return None
     means = [
-        values[drawn.integers(0, count, (min(500, rounds - start), count))].mean(axis=1)
-        for start in range(0, rounds if count > 1 else 0, 500)
+        values[drawn.integers(0, count, (500, count))].mean(axis=1) for _ in range(ROUNDS // 500)
     ]
-    return _interval(np.concatenate(means), 0.95, count) if means else None
+    return _interval(np.concatenate(means), count)
 
 
-def paired_difference(
-    ours: np.ndarray, theirs: np.ndarray, *, rounds: int = 10_000, seed: int = 0
-) -> dict[str, Any]:
+def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
     """Compare two models on the same images.
 
     Args:
         ours: one metric per image (N,), for example `image_miou`.
         theirs: the same for the other model, in the same order.
-        rounds: number of random draws.
 
     Returns:
         `difference`, mean of ours - theirs; `interval`, its bootstrap 95 % interval, None for one
@@ -133,20 +131,20 @@ def paired_difference(
     if not len(ours):
         raise SetrError("nothing to compare: no image has labelled pixels in both evaluations")
     difference = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     count, observed = len(difference), float(difference.mean())
-    extreme, means = 0, np.empty(rounds)
-    for start in range(0, rounds, 500):
-        shape = (min(500, rounds - start), count)
+    extreme, means = 0, []
+    for _ in range(ROUNDS // 500):
+        shape = (500, count)
         signs = rng.integers(0, 2, shape, dtype=np.int8) * 2 - 1
         flipped = (signs @ difference) / count
         extreme += int((np.abs(flipped) >= abs(observed) - 1e-15).sum())
         drawn = rng.integers(0, count, shape)
-        means[start : start + shape[0]] = difference[drawn].mean(axis=1)
+        means.append(difference[drawn].mean(axis=1))
     return {
         "difference": observed,
-        "interval": _interval(means, 0.95, count),
-        "p": (extreme + 1) / (rounds + 1),
+        "interval": _interval(np.concatenate(means), count),
+        "p": (extreme + 1) / (ROUNDS + 1),
         "better": float((difference > 0).mean()),
         "images": count,
     }

@@ -185,14 +185,14 @@ class _Exchange:
         with anyio.fail_after(self.gate.limits.send_seconds):
             await self._send(message)
 
-    async def _discard(self, most: int = 16 << 20, seconds: float = 2.0) -> None:
+    async def _discard(self) -> None:
         """Read the rest of a body for a moment, where the answer was sent before its end.
 
         Closing at once would reset the connection, and many clients would lose the answer.
         """
         start = self.received
-        with anyio.move_on_after(seconds):
-            while self.more_to_read and self.received - start < most:
+        with anyio.move_on_after(2.0):
+            while self.more_to_read and self.received - start < 16 << 20:
                 message = await self.read()
                 if message["type"] == "http.disconnect":
                     return

@@ -81,8 +81,8 @@ def require_known_form(meta: Mapping[str, Any], source: str) -> None:
         "decode_head.pool_scales": head.get("pool_scales") not in (None, _POOL_SCALES),
         "decode_head.in_index": isinstance(head.get("in_index"), int)
         and head["in_index"] not in last,
-        "decode_head.act_cfg": _type(head, "act_cfg") not in (None, "ReLU"),
-        "backbone.act_cfg": _type(backbone, "act_cfg") not in (None, "GELU"),
+        "decode_head.act_cfg": _activation(head) not in (None, "ReLU"),
+        "backbone.act_cfg": _activation(backbone) not in (None, "GELU"),
     }
     for name in [name for name, is_wrong in wrong.items() if is_wrong]:
         part, key = name.split(".")
@@ -109,6 +109,6 @@ def _part(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     return part if isinstance(part, dict) else {}
 
 
-def _type(part: Mapping[str, Any], name: str) -> Any:
-    value = part.get(name)
+def _activation(part: Mapping[str, Any]) -> Any:
+    value = part.get("act_cfg")
     return value.get("type") if isinstance(value, dict) else None
