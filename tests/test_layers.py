@@ -187,6 +187,7 @@ ORDER = (
         "layers.outputs",
         "baselines",
         "catalog",
+        "weight_files.torch_files",
         "weight_files.tensorfiles",
         "weight_files.naming",
         "weight_files.stored_grid",
@@ -317,6 +318,7 @@ ORDER = (
         "training.preparation",
         "training.run",
         "engine",
+        "median_stop",
         "trials",
     ),
     # predictions
@@ -388,6 +390,7 @@ ORDER = (
         "pages.run_page",
         "pages.doctor_page",
         "paper_results",
+        "pages.results_tables",
         "sweeping",
     ),
     *(

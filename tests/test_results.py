@@ -13,7 +13,8 @@ from setr.cli import main
 from setr.config import Config
 from setr.errors import FAILED, OK, USAGE
 from setr.labels import known_labels
-from setr.paper_results import COLUMNS, as_html, as_markdown, collect, other_lines, paper_lines
+from setr.pages.results_tables import as_html, as_markdown
+from setr.paper_results import COLUMNS, collect, other_lines, paper_lines
 from setr.paper_tables import IMAGES, rows
 from setr.recipes import recipe
 

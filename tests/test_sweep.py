@@ -15,8 +15,9 @@ import setr
 from setr.cli import main
 from setr.config import Config
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError, UsageError
+from setr.median_stop import MedianStop
 from setr.pages.sweep_page import _note, _places, sweep_text
-from setr.trials import MedianStop, Trial, _claimed, compared
+from setr.trials import Trial, _claimed, compared
 from setr.variations import name_of, short, value_text, variations
 from tests.conftest import tiny_config
 from tests.runs import stop_after
@@ -235,7 +236,7 @@ def test_a_run_below_the_median_of_three_others_ends(tmp_path):
 
 def test_a_trial_stopped_at_its_early_end_does_not_go_on(base, monkeypatch):
     config = base.replace({"train.steps": 4, "train.eval_every": 2, "optim.lr": 1e-9})
-    monkeypatch.setattr("setr.trials.LEAST", 1)
+    monkeypatch.setattr("setr.median_stop.LEAST", 1)
     write_log(Path(config.out, "other"), {2: 1.0, 4: 1.0})
     own = config.replace({"out": str(Path(config.out, "own"))})
 
@@ -260,7 +261,7 @@ def test_states_of_a_trial_that_was_killed_when_it_had_finished_are_removed(base
 
 def test_runs_that_fall_behind_are_marked(base, monkeypatch):
     config = base.replace({"train.steps": 4, "train.eval_every": 2})
-    monkeypatch.setattr("setr.trials.LEAST", 1)
+    monkeypatch.setattr("setr.median_stop.LEAST", 1)
     trials = setr.sweep(config, {"optim.lr": [1e-2, 1e-9]}, median_stop=True)
     assert not trials[0].ended_early
     first, second = (t.metrics["single_scale"]["miou"] for t in trials)

@@ -20,7 +20,6 @@ from setr.arguments.typed import typed
 from setr.config import Config
 from setr.errors import SetrError
 from setr.labels import known_labels
-from setr.pages import page
 from setr.paper_tables import IMAGES, Row, command, rows, systems
 from setr.reading.parsed import BROKEN, fault_of, json_of
 from setr.reading.remote import WEIGHT_SUFFIXES
@@ -273,41 +272,3 @@ def _figure(values: list[float]) -> str:
 def _joined(runs: Sequence[Run], key: str) -> str:
     found = (run.provenance.get(key) for run in runs)
     return "; ".join(dict.fromkeys(str(value) for value in found if value is not None))
-
-
-# --- forms ----------------------------------------------------------------------------------------
-
-
-def as_text(titles: dict[str, list[Line]], columns: Sequence[str] = COLUMNS) -> str:
-    """Aligned columns for the terminal."""
-    blocks = []
-    for title, lines in titles.items():
-        cells = [list(columns), *([getattr(line, c) for c in columns] for line in lines)]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-        rows_ = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
-        blocks.append("\n".join([title, *(row.rstrip() for row in rows_)]))
-    return "\n\n".join(blocks)
-
-
-def as_markdown(titles: dict[str, list[Line]]) -> str:
-    """GitHub tables."""
-    blocks = []
-    for title, lines in titles.items():
-        table = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
-        table += [
-            f"| {' | '.join(c.replace('|', chr(92) + '|') for c in line)} |" for line in lines
-        ]
-        blocks.append(f"## {title}\n\n" + "\n".join(table))
-    return "\n\n".join(blocks) + "\n"
-
-
-def as_html(titles: dict[str, list[Line]]) -> str:
-    """A self-contained page; columns that are empty in a table are left out of it."""
-    parts = []
-    for title, lines in titles.items():
-        shown = [i for i in range(len(COLUMNS)) if any(line[i] for line in lines)]
-        head = [COLUMNS[i] for i in shown]
-        figures = [head.index(name) for name in ("paper", "ours", "difference") if name in head]
-        rows_ = [[page.escape(line[i]) for i in shown] for line in lines]
-        parts += [f"<h2>{page.escape(title)}</h2>", page.table(head, rows_, figures)]
-    return page.document("Results", parts)

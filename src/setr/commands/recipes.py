@@ -9,7 +9,8 @@ from pathlib import Path
 from setr.arguments.choices import TableNumber
 from setr.commands.parsing import parse, require_default
 from setr.errors import OK
-from setr.paper_results import as_text, collect, paper_lines
+from setr.pages.results_tables import as_text
+from setr.paper_results import collect, paper_lines
 from setr.recipes import list_recipes
 
 

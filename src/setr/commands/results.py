@@ -11,7 +11,8 @@ from typing import Literal
 from setr.arguments.choices import TableNumber
 from setr.commands.parsing import parse
 from setr.errors import OK, SetrError, UsageError
-from setr.paper_results import as_html, as_markdown, as_text, collect, other_lines, paper_lines
+from setr.pages.results_tables import as_html, as_markdown, as_text
+from setr.paper_results import collect, other_lines, paper_lines
 from setr.writing import write_text
 
 _SHORT = ("row", "setting", "paper", "ours", "difference", "recipe", "data", "seeds")
