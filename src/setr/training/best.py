@@ -87,12 +87,12 @@ class Best:
         weights tested next are saved as the best. So it is if only a later state was copied from
         another machine.
         """
-        figures, step = state.values["figures"], state.values.get("best")
+        figures, step = state.values["figures"], state.values["best"]
         problem = distributed.on_first(lambda: self._problem(step)) if figures else ""
         if problem and step != state.step:
             say(f"warning: {self.folder.out}: the best model {problem}; the next one is saved")
             return False
-        self.figures, self.step, self.stale = figures, step, state.values.get("stale", 0)
+        self.figures, self.step, self.stale = figures, step, state.values["stale"]
         if problem:
             say(f"{self.folder.out}: the best model {problem}; the state has it")
             return True
@@ -108,8 +108,7 @@ class Best:
         except SetrError as error:
             return f"cannot be read ({error})"
         found = info.metrics.get("step")
-        known = step is not None  # not in states of older versions
-        return f"is of step {found}, not of step {step}" if known and found != step else ""
+        return f"is of step {found}, not of step {step}" if found != step else ""
 
     def stop_reason(self) -> str:
         """Why training stops early, the same in all processes; empty if it goes on."""

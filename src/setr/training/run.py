@@ -96,9 +96,9 @@ class Run:
         if folder.state:
             restore(folder.state, self.model, self.optimizer, self.ema)
             self.step, values = folder.state.step, folder.state.values
-            self.tested_step, self.seconds = values.get("tested", self.step), values["seconds"]
+            self.tested_step, self.seconds = values["tested"], values["seconds"]
             unwritten = self.best.restore(folder.state)
-            self.scaler.restore(values.get("scaler", {}))
+            self.scaler.restore(values["scaler"])
             say(f"continuing after step {self.step}")
         self.saved = folder.state is not None  # whether the newest state on disk is this one
         self.source = open_source(

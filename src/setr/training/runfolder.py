@@ -108,8 +108,8 @@ class RunFolder:
                 (self.out / name).unlink(missing_ok=True)
             # written first, so that an unfinished folder is recognised as a run
             write_text(self.out / _SETTINGS, config.to_yaml())
-            step = self.state.step if self.state else 0
-            tested = self.state.values.get("tested") if self.state else None
+            state = self.state
+            step, tested = (state.step, state.values["tested"]) if state else (0, 0)
             self.trackers = open_trackers(
                 self.out, self.tracker_names, step, self.own_trackers, tested
             )
