@@ -22,9 +22,9 @@ import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import chart
+import drawn
 import manifest
 import pages
 import summary
@@ -142,30 +142,17 @@ def small_data(folder: Path, camvid: Path | None) -> Path:
     part = folder.with_name("data.part")
     shutil.rmtree(part, ignore_errors=True)
     for split, count in (("train", 4), ("val", 2), ("test", 2)):
+        if camvid is None:
+            drawn.write_split(part, split, split, count, size=64)
+            continue
         for kind in ("images", "labels"):
             (part / kind / split).mkdir(parents=True)
-        if camvid is None:
-            _draw(part, split, count)
-            continue
         files = sorted((camvid / "images" / split).iterdir())
         for path in files[:: len(files) // count][:count]:
             shutil.copy(path, part / "images" / split)
             shutil.copy(camvid / "labels" / split / f"{path.stem}.png", part / "labels" / split)
     part.rename(folder)
     return folder
-
-
-def _draw(folder: Path, split: str, count: int) -> None:
-    from setr.data import scenes
-    from setr.images import encode_png
-
-    for i in range(count):
-        arrays: tuple[Any, Any] = scenes.draw(split, i, size=64)
-        for kind, array in zip(("images", "labels"), arrays, strict=True):
-            (folder / kind / split / f"{split}_{i}.png").write_bytes(encode_png(array))
-    names = ", ".join(scenes.CLASSES)
-    text = f"path: .\nclasses: [{names}]\nignore: 255\n"
-    (folder / "data.yaml").write_text(text, encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:

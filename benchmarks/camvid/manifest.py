@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any, Literal
 
-Trainer = Literal["setr", "mmseg", "segformer", "upernet"]
+Trainer = Literal["setr", "mmseg", "segformer", "upernet", "yolo"]
 
 SEEDS = (0, 1, 2)
 LONG, MAIN, SHORT = 1800, 1000, 600
@@ -319,6 +319,15 @@ def _rivals() -> list[Row]:
             QUESTION,
             against="pup_random",
             trainer="segformer",
+            weights=False,
+            smoke=True,
+        ),
+        Row(
+            "yolo26n",
+            "YOLO26n-sem, Ultralytics, random weights",
+            QUESTION,
+            against="pup_random",
+            trainer="yolo",
             weights=False,
             smoke=True,
         ),

@@ -24,6 +24,7 @@ RIVALS = {
     "mmseg": ("rival_mmseg.py",),
     "segformer": ("rival_transformers.py", "--model", "segformer"),
     "upernet": ("rival_transformers.py", "--model", "upernet"),
+    "yolo": ("rival_ultralytics.py",),
 }
 CLOSE = 2.0
 """Points of mIoU below which a difference is settled by more seeds."""
