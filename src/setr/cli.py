@@ -9,6 +9,7 @@ interrupted.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
 import io
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from setr import __version__
 from setr.arguments.elsewhere import COMMANDS_ELSEWHERE
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError, UsageError, nearest
-from setr.processes.interrupt import ending_by_signals
+from setr.processes.interrupt import ending_at_once_after, ending_by_signals
 from setr.processes.quota import limit_spinning, limit_threads
 from setr.processes.standard_streams import outlast_readers
 from setr.reading.files import one_line
@@ -78,7 +79,10 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # file names may be no text
     try:
         _require_folder()
-        with ending_by_signals():
+        with contextlib.ExitStack() as stack:
+            if arguments is None:
+                stack.enter_context(ending_at_once_after())
+            stack.enter_context(ending_by_signals())
             return _dispatch(args)
     except SetrError as error:
         if debug:
