@@ -11,13 +11,15 @@ from typing import Any
 
 from setr.errors import INTERRUPTED, SetrError
 
-
 ONE_PRESS = 1.0
 """Seconds in which SIGINT counts once: keys repeat, and programs that start others pass it on."""
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised by a signal inside `Interrupt.at_once`."""
+    """Raised by a signal inside `Interrupt.at_once`, and by evaluations that are told to stop.
+
+    The arguments are a line for each image that could not be read until then.
+    """
 
 
 class Interrupt:
