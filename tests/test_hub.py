@@ -123,6 +123,15 @@ def test_a_signal_between_the_files_of_a_model_waits_for_the_rest(folder, monkey
     assert {path.name for path in folder.iterdir()} == {*MODEL}
 
 
+def test_an_error_of_the_machine_is_none_of_the_model(folder, monkeypatch):
+    def fail(**_: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("setr.weight_files.mapped_model.SETR", fail)
+    with pytest.raises(SetrError, match=r"^No usable temporary directory"):
+        from_pretrained(folder)
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="such names are Linux's")
 def test_a_folder_whose_name_is_no_text(tmp_path):
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/mod\xe8le"))

@@ -15,6 +15,7 @@ import importlib
 import io
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 
 from setr import __version__
@@ -94,10 +95,8 @@ def main(arguments: list[str] | None = None) -> int:
         if debug:
             raise
         return _fail(_reason(error), FAILED)
-    except (MemoryError, RuntimeError) as error:
-        from setr.processes.faults import machine_fault
-
-        told = machine_fault(error)
+    except (MemoryError, RuntimeError, ImportError) as error:
+        told = _fault(error)
         if debug or told is None:
             raise
         return _fail(told, FAILED)
@@ -120,12 +119,31 @@ def _require_folder() -> None:
         raise UsageError("the current folder was removed; change to another one") from None
 
 
+def _find_temporary_folder() -> None:
+    """Let torch, which does not load without one, use shared memory where no disk is writable."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:  # a container with a read-only root
+        if os.access("/dev/shm", os.W_OK):
+            os.environ["TMPDIR"] = "/dev/shm"
+
+
 def _reason(error: OSError) -> str:
     """A message for an error of the operating system that was not handled elsewhere."""
     named = isinstance(error.filename, str | bytes | os.PathLike)  # not the number of an open file
     path = f"{os.fsdecode(error.filename)}: " if named else ""
     lines = (error.strerror or str(error)).splitlines()  # a loader's begin with a traceback
     return path + (lines[-1] if lines else type(error).__name__)
+
+
+def _fault(error: Exception) -> str | None:
+    """As `machine_fault`, which needs torch, also where torch does not fit into memory."""
+    try:
+        from setr.processes.faults import machine_fault
+    except Exception:
+        unmapped = isinstance(error, MemoryError) or "failed to map segment" in str(error)
+        return "out of memory for torch's libraries; see `ulimit -v`" if unmapped else None
+    return machine_fault(error)
 
 
 def _fail(message: str, code: int) -> int:
@@ -147,6 +165,7 @@ def _dispatch(args: list[str]) -> int:
         near = COMMANDS_ELSEWHERE.get(verb.replace("_", "-")) or nearest(verb, VERBS)
         hint = f"did you mean '{near}'?" if near else f"verbs: {', '.join(VERBS)}"
         raise UsageError(f"'{verb}' is not a command; {hint}")
+    _find_temporary_folder()
     run: Callable[[list[str]], int]
     run = importlib.import_module(f"setr.commands.{verb.replace('-', '_')}").run
     return run(rest)
