@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,8 +68,9 @@ def test_the_same_command_after_one_that_was_killed(runs, tmp_path):
         assert not left.exists()
 
 
-def test_a_model_averaged_with_itself_is_itself(runs):
-    model, _ = average([runs[0]] * 3)
+def test_a_model_averaged_with_its_copies_is_itself(runs, tmp_path):
+    copies = [shutil.copytree(runs[0], tmp_path / name) for name in ("copy", "another")]
+    model, _ = average([runs[0], *copies])
     same = from_pretrained(runs[0])[0].state_dict()
     assert all(torch.equal(v, same[k]) for k, v in model.state_dict().items())
     assert not model.training
@@ -94,6 +96,10 @@ def test_what_does_not_average_is_refused_in_a_line(runs, tmp_path, capsys):
         save_pretrained(read, tiny_model(num_classes=K), ModelInfo(scenes.LABELS, **change))
         with pytest.raises(UsageError, match="other classes, label map, bands or normalisation"):
             average([runs[0], read])
+    (tmp_path / "link").symlink_to(runs[0])
+    for same in (runs[0], f"{runs[0]}/", tmp_path / "link"):
+        with pytest.raises(UsageError, match="names a model twice; give each model once"):
+            average([*runs, same])
     out = tmp_path / "out"
     assert main(["average", str(runs[0]), "-o", str(out)]) == 2
     assert main(["average", str(runs[0]), str(tmp_path / "none"), "-o", str(out)]) == 2

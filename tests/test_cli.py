@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from itertools import pairwise
 
@@ -129,6 +130,36 @@ def test_a_current_folder_that_was_removed_is_one_line(capsys, tmp_path, monkeyp
     code, out, err = run(capsys, "recipes")
     assert (code, out) == (USAGE, "")
     assert err == "setr: the current folder was removed; change to another one\n"
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs /dev/shm, as in Linux")
+def test_without_a_folder_for_temporary_files_there_is_shared_memory(capsys, monkeypatch):
+    """In a container with a read-only root; torch does not load without one."""
+    given = lambda: [os.environ["TMPDIR"]] if "TMPDIR" in os.environ else []  # noqa: E731
+    monkeypatch.setenv("TMPDIR", "")  # so that it is restored
+    monkeypatch.delenv("TMPDIR")
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", given)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert run(capsys, "recipes")[0] == OK
+    assert tempfile.gettempdir() == "/dev/shm"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), ImportError("libtorch_cpu.so: failed to map segment from shared object")],
+)
+@pytest.mark.parametrize("loads", [False, True])
+def test_libraries_that_do_not_fit_into_memory_are_one_line(capsys, monkeypatch, error, loads):
+    def fail(_: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr("setr.commands.recipes.run", fail)
+    if not loads:  # as torch, which it needs
+        monkeypatch.setitem(sys.modules, "setr.processes.faults", None)
+    code, out, err = run(capsys, "recipes")
+    assert (code, out) == (FAILED, "")
+    assert err.startswith("setr: out of memory")
+    assert err.count("\n") == 1
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(capsys, tmp_path):

@@ -49,6 +49,9 @@ INFO = ModelInfo(
 )
 
 
+MODEL = ("README.md", "config.json", "model.safetensors")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     save_pretrained(tmp_path / "model", tiny_model("mla"), INFO)
@@ -56,11 +59,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_everything_comes_back(folder):
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "README.md",
-        "config.json",
-        "model.safetensors",
-    ]
+    assert {path.name for path in folder.iterdir()} == {*MODEL}
     model, info = from_pretrained(folder)
     assert info == INFO
     assert not model.training
@@ -78,8 +77,67 @@ def test_a_model_that_cannot_be_written_whole_leaves_the_one_before(folder, monk
     monkeypatch.setattr(name, full)
     torch.manual_seed(1)
     with pytest.raises(SetrError, match=f"^{re.escape(str(folder))}.*: cannot write: .*No space"):
-        save_pretrained(folder, tiny_model("pup"), INFO)
+        save_pretrained(folder, tiny_model("pup"), INFO, before=lambda: pytest.fail("not written"))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_process_killed_between_the_files_of_a_model_leaves_it_whole(folder, tmp_path):
+    """Weights that are new beside a description that is old would be adjusted twice, say."""
+    new = dataclasses.replace(INFO, metrics={"val mIoU": 0.72})
+    model = tiny_model("mla")
+    with torch.no_grad():
+        model.decoder.classifier.bias += 1
+    save_pretrained(tmp_path / "new", model, new)
+    left = folder / ".saving-killed"
+    left.mkdir()
+    for name in ("config.json", "README.md", ".lock"):
+        (left / name).touch()
+    (left / "model.safetensors").touch()  # cut off: nothing in it is used
+    assert from_pretrained(folder)[1] == INFO
+    (left / "model.safetensors").unlink()
+    for name, place in (("model.safetensors", folder), ("config.json", left), ("README.md", left)):
+        (tmp_path / "new" / name).rename(place / name)
+    found, info = from_pretrained(folder)
+    assert info == new
+    assert torch.equal(found.decoder.classifier.bias, model.decoder.classifier.bias)
+    save_pretrained(folder, found, info)
+    assert {path.name for path in folder.iterdir()} == {*MODEL}
+
+
+def test_a_signal_between_the_files_of_a_model_waits_for_the_rest(folder, monkeypatch):
+    new, replace, begun = dataclasses.replace(INFO, metrics={"val mIoU": 0.72}), os.replace, []
+
+    def struck(*paths: Path) -> None:
+        replace(*paths)
+        if not begun:
+            begun.append(paths)
+            raise KeyboardInterrupt
+
+    def before() -> None:
+        assert from_pretrained(folder)[1] == INFO
+        monkeypatch.setattr("os.replace", struck)
+
+    with pytest.raises(KeyboardInterrupt):
+        save_pretrained(folder, tiny_model("mla"), new, before=before)
+    assert from_pretrained(folder)[1] == new
+    assert {path.name for path in folder.iterdir()} == {*MODEL}
+
+
+def test_an_error_of_the_machine_is_none_of_the_model(folder, monkeypatch):
+    def fail(**_: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("setr.weight_files.mapped_model.SETR", fail)
+    with pytest.raises(SetrError, match=r"^No usable temporary directory"):
+        from_pretrained(folder)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="such names are Linux's")
+def test_a_folder_whose_name_is_no_text(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/mod\xe8le"))
+    save_pretrained(folder, tiny_model("mla"), INFO)
+    assert from_pretrained(folder)[1] == INFO
+    assert setr.load_weights(tiny_model("mla"), folder / "model.safetensors").resized == []
 
 
 def test_figures_of_pixels_may_be_arrays_and_classes_are_as_many_as_the_models(tmp_path):

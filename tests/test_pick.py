@@ -167,9 +167,26 @@ def test_interrupted_and_broken_images(photos, capsys, monkeypatch):
     assert pick(photos) == INTERRUPTED
     out, err = capsys.readouterr()
     assert "4 chosen" in out
+    assert "1 of 5 images failed" in err
     assert "the choice is among 4 of 12 images" in err
-    assert json.loads((photos / "out" / "pick.json").read_text())["complete"] is False
+    found = json.loads((photos / "out" / "pick.json").read_text())
+    assert found["complete"] is False
+    assert [Path(line.partition(":")[0]).name for line in found["failed"]] == ["frame 1.png"]
     assert len((photos / "out" / "images.txt").read_text().splitlines()) == 4
+    page = (photos / "out" / "report.html").read_text()
+    assert "<p><b>1 images failed:</b></p>" in page
+    assert "Interrupted: the choice is among the images seen until then" in page
+
+
+@pytest.mark.skipif(os.name != "posix", reason="such names are Unix's")
+def test_a_name_of_two_lines_is_in_no_list(photos, capsys):
+    (photos / "photos" / "a" / "frame 1.png").rename(photos / "photos" / "a" / "frame\n1.png")
+    assert pick(photos) == OK
+    assert "not in images.txt: 1 of the chosen images (" in capsys.readouterr().err
+    files = (photos / "out" / "images.txt").read_text().splitlines()
+    assert len(files) == 11
+    assert all(map(os.path.exists, files))
+    assert len(json.loads((photos / "out" / "pick.json").read_text())["chosen"]) == 12
 
 
 def test_wrong_lines(photos, capsys):

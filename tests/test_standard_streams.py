@@ -17,6 +17,7 @@ import pytest
 from setr.checkpoint import newest_state
 from setr.cli import main
 from setr.errors import FAILED, INTERRUPTED, OK
+from setr.processes.interrupt import Interrupt
 from setr.training.runfolder import LAST
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="pipes and terminals of POSIX")
@@ -179,6 +180,27 @@ def test_signals_end_every_command_as_ctrl_c_does(number, monkeypatch, capsys, t
     assert cleared == [number]
     assert signal.getsignal(number) is before
     assert capsys.readouterr().err == "setr: interrupted\n"
+
+
+def test_a_held_ctrl_c_counts_once(monkeypatch):
+    """Keys repeat; and wrappers pass on what the terminal sends to everyone."""
+    with Interrupt() as interrupt:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+        assert interrupt.requested
+        monkeypatch.setattr("setr.processes.interrupt.ONE_PRESS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_after_ctrl_c_shows_no_traceback():
+    code = """if True:
+        import signal
+        from setr import cli
+        cli._dispatch = cli._fail = lambda *_: signal.raise_signal(signal.SIGINT)
+        cli.main()"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, b"")
 
 
 def test_nohup_is_respected(monkeypatch):

@@ -298,6 +298,9 @@ class Outer:
         ["explain", "attention", "m", "", "-o", "out"],
         ["average", "a", "b", "--out="],
         ["sweep", "demo", "-o", "", "--vary", "optim.lr", "1", "2"],
+        ["score", "a", "b", "--label-map", ""],
+        ["eval", "m", "d", "--group-by="],
+        ["train", "demo", "--model.pretrained", ""],
     ],
 )
 def test_an_empty_word_is_not_the_current_folder(line, capsys, tmp_path, monkeypatch):

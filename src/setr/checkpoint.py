@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor
 from setr import __version__
 from setr.distributed import gather, on_first, rank, say, together, world
 from setr.errors import SetrError, first_line
+from setr.reading.files import in_text
 from setr.reading.parsed import BROKEN, json_of
 
 FORMAT = "setr-state-1"
@@ -73,7 +74,8 @@ class State(NamedTuple):
             for number, (start, stop) in entry["rows"]:
                 a, b = max(start, first), min(stop, last)
                 if a < b:
-                    file = safe_open(self.folder / _file(number), "pt")
+                    with in_text(self.folder / _file(number)) as place:
+                        file = safe_open(place, "pt")
                     if shape:
                         rows = file.get_slice(name)[a - start : b - start]
                         target[a - first : b - first].copy_(rows)

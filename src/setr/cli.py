@@ -9,17 +9,19 @@ interrupted.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
 import io
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 
 from setr import __version__
 from setr.arguments.elsewhere import COMMANDS_ELSEWHERE
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError, UsageError, nearest
-from setr.processes.interrupt import ending_by_signals
+from setr.processes.interrupt import ending_at_once_after, ending_by_signals
 from setr.processes.quota import limit_spinning, limit_threads
 from setr.processes.standard_streams import outlast_readers
 from setr.reading.files import one_line
@@ -78,7 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # file names may be no text
     try:
         _require_folder()
-        with ending_by_signals():
+        with contextlib.ExitStack() as stack:
+            if arguments is None:
+                stack.enter_context(ending_at_once_after())
+            stack.enter_context(ending_by_signals())
             return _dispatch(args)
     except SetrError as error:
         if debug:
@@ -90,10 +95,8 @@ def main(arguments: list[str] | None = None) -> int:
         if debug:
             raise
         return _fail(_reason(error), FAILED)
-    except (MemoryError, RuntimeError) as error:
-        from setr.processes.faults import machine_fault
-
-        told = machine_fault(error)
+    except (MemoryError, RuntimeError, ImportError) as error:
+        told = _fault(error)
         if debug or told is None:
             raise
         return _fail(told, FAILED)
@@ -116,12 +119,31 @@ def _require_folder() -> None:
         raise UsageError("the current folder was removed; change to another one") from None
 
 
+def _find_temporary_folder() -> None:
+    """Let torch, which does not load without one, use shared memory where no disk is writable."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:  # a container with a read-only root
+        if os.access("/dev/shm", os.W_OK):
+            os.environ["TMPDIR"] = "/dev/shm"
+
+
 def _reason(error: OSError) -> str:
     """A message for an error of the operating system that was not handled elsewhere."""
     named = isinstance(error.filename, str | bytes | os.PathLike)  # not the number of an open file
     path = f"{os.fsdecode(error.filename)}: " if named else ""
     lines = (error.strerror or str(error)).splitlines()  # a loader's begin with a traceback
     return path + (lines[-1] if lines else type(error).__name__)
+
+
+def _fault(error: Exception) -> str | None:
+    """As `machine_fault`, which needs torch, also where torch does not fit into memory."""
+    try:
+        from setr.processes.faults import machine_fault
+    except Exception:
+        unmapped = isinstance(error, MemoryError) or "failed to map segment" in str(error)
+        return "out of memory for torch's libraries; see `ulimit -v`" if unmapped else None
+    return machine_fault(error)
 
 
 def _fail(message: str, code: int) -> int:
@@ -143,6 +165,7 @@ def _dispatch(args: list[str]) -> int:
         near = COMMANDS_ELSEWHERE.get(verb.replace("_", "-")) or nearest(verb, VERBS)
         hint = f"did you mean '{near}'?" if near else f"verbs: {', '.join(VERBS)}"
         raise UsageError(f"'{verb}' is not a command; {hint}")
+    _find_temporary_folder()
     run: Callable[[list[str]], int]
     run = importlib.import_module(f"setr.commands.{verb.replace('-', '_')}").run
     return run(rest)

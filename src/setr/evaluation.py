@@ -245,7 +245,7 @@ def evaluate_split(
         distributed.heard_of(True)  # the others need not finish
     if distributed.any_of(ends() or problem is not None):  # the reduction waits for all
         distributed.raise_everywhere(problem)
-        raise Stopped
+        raise Stopped(*card.failed)
     card.reduce()
     figures = card.summary()
     if not figures["images"]:

@@ -6,7 +6,9 @@ architecture, classes, colours, label map, normalisation and test protocol.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,7 +22,7 @@ from setr.layers.low_rank import merged_state
 from setr.model import SETR
 from setr.model_info import FORMAT, ModelInfo, as_tuple, describe, read_info, require_own
 from setr.pages.model_card import model_card
-from setr.processes.lock import ScratchFolder
+from setr.processes.lock import ScratchFolder, open_locked
 from setr.reading.files import printable, require_alive
 from setr.reading.parsed import BROKEN, fault_of, json_of
 from setr.reading.remote import at_revision, fetch, import_hub, is_repository
@@ -34,10 +36,16 @@ FILES = ("config.json", "model.safetensors", "README.md", "config.yaml")
 """Files of a repository; `config.yaml` (the training settings) only if the model was trained."""
 _PREPROCESSOR = "preprocessor_config.json"
 """A further file of a repository of transformers."""
+_SAVING = ".saving-"
 
 
 def save_pretrained(
-    folder: str | Path, model: nn.Module, info: ModelInfo, *, state: dict[str, Tensor] | None = None
+    folder: str | Path,
+    model: nn.Module,
+    info: ModelInfo,
+    *,
+    state: dict[str, Tensor] | None = None,
+    before: Callable[[], None] = lambda: None,
 ) -> None:
     """Write a model directory; its files appear together, when all are complete.
 
@@ -46,6 +54,7 @@ def save_pretrained(
         model: a `SETR`, also wrapped by torch.compile, DDP or AveragedModel.
         info: classes, normalisation, test protocol and so on.
         state: weights to save instead of the model's own (such as a moving average).
+        before: called once all is written, before it takes the place of another model.
 
     Raises:
         SetrError: an info of another model, a model with other parts than `SETR` builds, or a
@@ -63,12 +72,39 @@ def save_pretrained(
     folder = Path(folder)
     make_folder(folder)
     card = printable(model_card(model, info)).encode()
-    with write_errors(folder), ScratchFolder(folder, ".saving-") as scratch:
+    _finish_saving(folder)  # else its description would be removed with its folder
+    with write_errors(folder), ScratchFolder(folder, _SAVING) as scratch:
         _write_tensors(scratch / "model.safetensors", tensors, folder)
-        (scratch / "config.json").write_bytes(json_bytes(values))
         (scratch / "README.md").write_bytes(card)
-        for name in ("model.safetensors", "config.json", "README.md"):
-            os.replace(scratch / name, folder / name)
+        (scratch / "config.json").write_bytes(json_bytes(values))
+        before()
+        try:
+            os.replace(scratch / "model.safetensors", folder / "model.safetensors")
+        finally:  # also after a signal
+            _move_rest(scratch, folder)
+
+
+def _move_rest(scratch: Path, folder: Path) -> None:
+    """Move what describes the weights after them, if they have been moved.
+
+    They are written first, so a description alone is that of weights that are in the folder.
+    """
+    if (scratch / "config.json").exists() and not (scratch / "model.safetensors").exists():
+        for name in ("README.md", "config.json"):
+            with contextlib.suppress(FileNotFoundError):  # moved before
+                os.replace(scratch / name, folder / name)
+
+
+def _finish_saving(folder: Path) -> None:
+    """Finish what a process that was killed between the files of a model had begun."""
+    for lock in folder.glob(f"{_SAVING}*/.lock"):
+        with contextlib.suppress(OSError):  # another process is at work, or the disk is read-only
+            fd, locked = open_locked(lock, os.O_RDWR, "flock")
+            try:
+                if locked:
+                    _move_rest(lock.parent, folder)
+            finally:
+                os.close(fd)
 
 
 def _unwrapped(model: nn.Module) -> SETR:
@@ -184,6 +220,7 @@ def holds_model(folder: Path) -> bool:
 
 def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
     config, weights = folder / "config.json", folder / "model.safetensors"
+    _finish_saving(folder)
     try:
         values = json_of(config.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("format") != FORMAT:

@@ -36,8 +36,10 @@ def sources_of(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list[
         found += matches
     if not found or not all(found):
         raise UsageError(f"{source or repr(source)}: names no model; give the path or name of one")
-    if len(set(found)) < len(found):
-        raise UsageError(f"{source}: names a model twice; give each model once")
+    places = [os.path.realpath(one) if os.path.exists(one) else one for one in found]
+    for number, one in enumerate(found):
+        if places[number] in places[:number]:
+            raise UsageError(f"{one}: names a model twice; give each model once")
     return found
 
 

@@ -151,8 +151,8 @@ def pick_images(
             on_image=seen,
             stopped=stopped,
         )["failed"]
-    except Stopped:
-        complete = False
+    except Stopped as stop:
+        failed, complete = list(stop.args), False
     numbers = sorted(seen.names)
     chosen: list[int] = []
     if numbers:

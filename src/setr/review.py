@@ -166,8 +166,8 @@ def review_split(
             on_image=reviewer,
             stopped=stopped,
         )["failed"]
-    except Stopped:
-        complete = False
+    except Stopped as stop:
+        failed, complete = list(stop.args), False
     reviewer.finish()
     with np.errstate(invalid="ignore"):
         thresholds = reviewer.likelihoods / reviewer.pixels

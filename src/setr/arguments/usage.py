@@ -63,22 +63,24 @@ def missing(kind: Any, given: Any, verb: str) -> str | None:
 
 
 def emptied(kind: Any, words: Sequence[str], verb: str) -> str | None:
-    """Message on an empty word where a model, data or a file is named; a path would be `.`."""
+    """Message on an empty word where something is named; a path would be `.`, a name left out."""
     if "" not in words and not any(word.endswith("=") for word in words):
         return None
     options = options_of(kind)
     flags = flags_of(options)
-    why = "is empty, as a variable that is not set; the current folder is ."
+    why = "is empty, as a variable that is not set"
+    here = "the current folder is ."
     for word, following in zip(words, [*words[1:], "-"], strict=True):
         flag, separator, value = _split(word, flags)
         option = flags.get(_hyphenated(flag))
         is_path = option is not None and (option.hint is Path or option.name == "out")
-        if is_path and not (value if separator else following):
-            return f"{flag} '': {why}"
+        is_name = option is not None and option.optional and option.hint is str
+        if (is_path or is_name) and not (value if separator else following):
+            return f"{flag} '': {why}; {here if is_path else 'leave it out, or give a value'}"
     checker = _Checker(options, flags, verb)
     checker.problem(words)
     if any(not word for word, _ in checker.positionals):
-        return f"'': {why}; write {usage(options, verb)}"
+        return f"'': {why}; {here}; write {usage(options, verb)}"
     return None
 
 

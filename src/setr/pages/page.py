@@ -42,6 +42,12 @@ def document(title: str, parts: Iterable[str]) -> str:
     return head.replace("TITLE", escape(title)) + body + foot
 
 
+def failures(lines: Sequence[str]) -> str:
+    """The images that could not be read, of which the first are listed; empty without any."""
+    listed = "".join(f"<li>{escape(line)}</li>" for line in lines[:20])
+    return f"<p><b>{len(lines)} images failed:</b></p><ul>{listed}</ul>" if lines else ""
+
+
 def escape(text: str) -> str:
     """Text made safe inside HTML."""
     return html.escape(printable(text))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from setr.labels import Labels
-from setr.pages.page import escape, figure, heat, heat_scale, legend, tiles, write_page
+from setr.pages.page import escape, failures, figure, heat, heat_scale, legend, tiles, write_page
 from setr.picking import Picks
 from setr.scores.scored_images import ScoredImage
 from setr.writing import write_rows, write_text
@@ -36,10 +36,12 @@ def pick_json(picks: Picks, places: dict[int, str]) -> dict[str, Any]:
     }
 
 
-def write_list(path: Path, picks: Picks, places: dict[int, str]) -> None:
-    """Write the files of the chosen images, one a line, in order."""
-    lines = "".join(f"{places[number]}\n" for number in picks.chosen)
-    write_text(path, lines)
+def write_list(path: Path, picks: Picks, places: dict[int, str]) -> list[str]:
+    """Write the files of the chosen images, one a line, in order; returns what no line can hold."""
+    files = [places[number] for number in picks.chosen]
+    left_out = [file for file in files if "\n" in file or "\r" in file]
+    write_text(path, "".join(f"{file}\n" for file in files if file not in left_out))
+    return left_out
 
 
 def write_picks_csv(path: Path, picks: Picks) -> None:
@@ -60,7 +62,10 @@ def write_picks_page(
         f'<p class="note">{escape(f"Protocol: {picks.protocol}.")}</p>',
         legend(labels, sorted(seen)),
         heat_scale("certain", "undecided between two classes"),
+        failures(picks.failed),
     ]
+    if not picks.complete:
+        parts.append("<p><b>Interrupted: the choice is among the images seen until then.</b></p>")
     for picture in pictures:
         assert picture.measured is not None
         value = picks.uncertainty[picture.number]

@@ -14,6 +14,7 @@ from setr.pages.page import (
     dot,
     error_map,
     escape,
+    failures,
     figure,
     legend,
     percent,
@@ -51,9 +52,7 @@ def write_review(path: Path, title: str, review: Review, labels: Labels) -> None
     ]
     if not review.complete:
         parts.append("<p><b>The review was interrupted; some images are missing.</b></p>")
-    if review.failed:
-        listed = "".join(f"<li>{escape(line)}</li>" for line in review.failed[:20])
-        parts.append(f"<p><b>{len(review.failed)} images failed:</b></p><ul>{listed}</ul>")
+    parts.append(failures(review.failed))
     pairs = [
         [
             f"{dot(labels.colours[classes.index(p['given'])])}{escape(p['given'])} looks like "

@@ -17,6 +17,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         or "DefaultCPUAllocator" in text
         or "out of memory" in text
         or "could not create a memory" in text  # oneDNN
+        or "failed to map segment" in text  # a library
     )
 
 

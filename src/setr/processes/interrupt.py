@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 from setr.errors import INTERRUPTED, SetrError
 
+ONE_PRESS = 1.0
+"""Seconds in which SIGINT counts once: keys repeat, and programs that start others pass it on."""
+
 
 class Stopped(KeyboardInterrupt):
-    """Raised by a signal inside `Interrupt.at_once`."""
+    """Raised by a signal inside `Interrupt.at_once`, and by evaluations that are told to stop.
+
+    The arguments are a line for each image that could not be read until then.
+    """
 
 
 class Interrupt:
     """Context manager in which the signals of `stop_signals` set `requested`.
 
-    A second SIGINT has its usual effect. A second SIGTERM has none: `timeout` and schedulers send
-    one to the process and one to its group, and use SIGKILL for processes that stay.
+    A second SIGINT has its usual effect, unless it comes within `ONE_PRESS`. A second SIGTERM has
+    none: `timeout` and schedulers send one to the process and one to its group, and use SIGKILL for
+    processes that stay.
     """
 
     def __init__(self) -> None:
         self.requested = self._raises = False
+        self._pressed: float | None = None
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -48,7 +57,11 @@ class Interrupt:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         first, self.requested = not self.requested, True
         if number == signal.SIGINT:
-            signal.signal(number, self.previous[number])
+            if self._pressed is None:
+                self._pressed = time.monotonic()
+            elif time.monotonic() - self._pressed > ONE_PRESS:
+                signal.signal(number, self.previous[number])
+                signal.raise_signal(number)
         if first and self._raises:
             raise Stopped
 
@@ -84,6 +97,19 @@ def ending_by_signals() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ending_at_once_after() -> Iterator[None]:
+    """Context manager of a whole program: what is left of it after the block ends by one SIGINT.
+
+    There, and while this process ends, Python would show a traceback.
+    """
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stop_signals() -> list[int]:

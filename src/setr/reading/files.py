@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from setr.errors import SetrError, UsageError
@@ -54,6 +56,19 @@ def stem_of(path: str) -> str:
 def printable(name: str) -> str:
     """A file name as valid text; bytes that are not UTF-8 become `?`."""
     return name.encode("utf-8", "replace").decode()
+
+
+@contextlib.contextmanager
+def in_text(path: Path) -> Iterator[Path]:
+    """A path of the same file for libraries that refuse names that are not UTF-8; on Linux."""
+    if printable(str(path)) == str(path) or not os.path.isdir("/proc/self/fd"):
+        yield path
+        return
+    number = os.open(path, os.O_RDONLY)
+    try:
+        yield Path(f"/proc/self/fd/{number}")
+    finally:
+        os.close(number)
 
 
 def one_line(text: str) -> str:

@@ -164,14 +164,14 @@ class RunFolder:
         """
         return on_first(lambda: self._attempt(what, action))
 
-    def replace_model(self, what: str, save: Callable[[], None]) -> bool:
-        """Save a new model, as `attempt` does, and remove test results of the previous one."""
+    def replace_model(self, what: str, save: Callable[..., None]) -> bool:
+        """Save a new model, as `attempt` does, and remove test results of the previous one.
 
-        def replace() -> None:
-            save()
-            self._remove_tests()
-
-        return self.attempt(what, replace)
+        Args:
+            what: is saved, for the warning.
+            save: takes `before`, as `save_pretrained`.
+        """
+        return self.attempt(what, partial(save, before=self._remove_tests))
 
     def _attempt(self, what: str, action: Callable[[], None]) -> bool:
         try:

@@ -18,6 +18,7 @@ from setr.errors import UsageError
 from setr.hub import from_pretrained
 from setr.model import SETR
 from setr.model_info import ModelInfo, licence_of
+from setr.model_sources import sources_of
 
 
 def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
@@ -29,10 +30,12 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
             licences of all pretrained weights are named.
 
     Raises:
-        UsageError: fewer than two models, or models that differ in architecture or classes.
+        UsageError: fewer than two models, one given twice, or models that differ in architecture
+            or classes.
     """
     if len(sources) < 2:
         raise UsageError(f"{len(sources)} models to average; give two or more")
+    sources = sources_of(sources)
     model, info = from_pretrained(sources[0])
     state = model.state_dict()
     licences = {licence_of(model, info)}

@@ -20,6 +20,7 @@ from torch import nn
 from setr.errors import FAILED, SetrError
 from setr.model import SETR
 from setr.processes.machine import page_out
+from setr.reading.files import in_text
 
 LARGEST = 100_000
 """Upper limit on the numbers in a model's arguments, such as widths, depths and image sides."""
@@ -87,6 +88,10 @@ def _build(config: Path, arguments: dict[str, Any], weights: Path) -> SETR:
             return SETR(**arguments)
     except SetrError as error:
         raise in_file(config, error) from None
+    except MemoryError:
+        raise
+    except OSError as error:  # of the machine, as where torch finds no temporary folder
+        raise SetrError(error.strerror or str(error)) from None
     except Exception as error:  # torch and timm raise many types on invalid values
         raise SetrError(f"{config}: not a valid model description ({error!r:.120})") from None
 
@@ -141,7 +146,8 @@ def _assign_weights(model: SETR, weights: Path) -> None:
     Mapped memory would follow the file: a program that writes into it in place, such as `cp`, would
     change the model or, while the file is shorter, end the process. Windows could not replace it.
     """
-    tensors, since = load_file(weights), 0
+    with in_text(weights) as place:
+        tensors, since = load_file(place), 0
     for name, parameter in model.state_dict().items():
         if name in tensors:
             tensors[name] = tensors[name].to(parameter.dtype, copy=True)

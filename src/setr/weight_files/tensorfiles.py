@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from setr.errors import SetrError, UsageError, first_line
+from setr.reading.files import in_text
 from setr.reading.parsed import BROKEN, fault_of, json_of
 from setr.weight_files.torch_files import read_torch_file
 
@@ -144,7 +145,8 @@ def _read_parts(index: Path) -> TensorFile:
 def _read_safetensors(path: Path) -> TensorFile:
     from safetensors.torch import load_file
 
-    return TensorFile(path, load_file(path))
+    with in_text(path) as place:
+        return TensorFile(path, load_file(place))
 
 
 def _read_zip(path: Path) -> TensorFile:
