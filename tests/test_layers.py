@@ -321,6 +321,7 @@ ORDER = (
     ),
     # predictions
     *(
+        "prediction.interlaced",
         "prediction.video",
         "prediction.live",
         "prediction.several",
