@@ -262,7 +262,7 @@ class LiveReader:
                     self.announced = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
                     self._opened = True
                     self._change.notify_all()
-            before = None
+            first = np.empty(0)
             while not self._closing:
                 asked = time.monotonic()
                 self._hangs = asked + 2 * SECONDS  # OpenCV gives up earlier
@@ -272,10 +272,10 @@ class LiveReader:
                     self._problem = _silence() if came - asked > 0.95 * SECONDS else ""
                     return
                 self._count += 1
-                if self._count == 2 and np.array_equal(frame, before) and self._is_refused():
+                if self._count == 2 and np.array_equal(frame, first) and self._is_refused():
                     self._problem, self._refused = INTERLACED, True
                     return
-                before = frame if self._count == 1 else None
+                first = frame if self._count == 1 else first
                 frame = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
                 with self._change:
                     while self.announced and self._newest is not None and not self._closing:
