@@ -13,7 +13,7 @@ import threading
 
 REFUSAL = b"Cannot convert interlaced"
 """FFmpeg's words."""
-SECONDS = 60.0
+SECONDS = 600.0
 """The other process is given up after this time."""
 READ = """
 import sys, cv2
@@ -39,6 +39,8 @@ def is_refused(place: str, count: int, *, seconds: float = SECONDS) -> bool:
         count: of the frames.
         seconds: after which the answer is no.
     """
+    if not sys.executable or getattr(sys, "frozen", False):  # a program that is not Python
+        return False
     try:
         reader = subprocess.Popen(
             [sys.executable, "-c", READ, place, str(count)],
