@@ -68,6 +68,14 @@ def test_the_same_command_after_one_that_was_killed(runs, tmp_path):
         assert not left.exists()
 
 
+def test_a_pattern_names_the_models(runs, tmp_path):
+    pattern = str(runs[0].parent / "*")
+    assert main(["average", pattern, "-o", str(tmp_path / "mean")]) == 0
+    mean, _ = average(runs)
+    found = from_pretrained(tmp_path / "mean")[0].state_dict()
+    assert all(torch.equal(v, found[k]) for k, v in mean.state_dict().items())
+
+
 def test_a_model_averaged_with_its_copies_is_itself(runs, tmp_path):
     copies = [shutil.copytree(runs[0], tmp_path / name) for name in ("copy", "another")]
     model, _ = average([runs[0], *copies])
@@ -105,6 +113,8 @@ def test_what_does_not_average_is_refused_in_a_line(runs, tmp_path, capsys):
     assert main(["average", str(runs[0]), str(tmp_path / "none"), "-o", str(out)]) == 2
     assert main(["average", *map(str, runs), "-o", str(runs[0])]) == 2
     (tmp_path / "file").write_text("somebody's notes")
+    with pytest.raises(UsageError, match="file: is a file; give a model directory"):
+        average([runs[0], tmp_path / "file"])
     assert main(["average", *map(str, runs), "-o", str(tmp_path / "file")]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 4

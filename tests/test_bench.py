@@ -61,6 +61,14 @@ def row(runtime: str, precision: str, speed: float, agreement: float, miou: floa
             "batches": {"1": timed}}  # fmt: skip
 
 
+def test_scenes_for_a_tiny_size_are_larger(model_dir, tmp_path):
+    masks = str(tmp_path / "masks.npz")
+    job = {"source": str(model_dir), "runtime": "eager", "precision": "fp32", "device": "cpu",
+           "size": (1, 3), "batches": (1,), "seconds": 0.001, "data": None, "masks": masks,
+           "reference": masks}  # fmt: skip
+    assert bench_row.run_row(job)["agreement"] == 1.0
+
+
 def test_the_advice_is_the_fastest_row_that_keeps_the_masks():
     rows = [row("eager", "fp32", 1, 1.0, 0.70), row("openvino", "bf16", 3, 0.98, 0.698),
             row("openvino", "int8", 6, 0.95, 0.68)]  # fmt: skip

@@ -353,7 +353,8 @@ def test_a_place_where_nothing_can_be_written_is_refused_first(folder, capsys):
     [
         (["attentoin"], USAGE, "did you mean 'attention'?"),
         (["heads"], USAGE, "choose from attention"),
-        (["compare", "a", "b", "scene.png"], USAGE, "a: is a folder; give a file"),
+        (["compare", "a", "b", "scene.png"], USAGE, "a: is a folder, not an image; the order"),
+        (["attention", "scene.png", "a"], USAGE, "setr explain attention MODEL IMAGE"),
         (["attention", "a", "scene.png", "--point", "1-2"], USAGE, "give X,Y"),
         (["attention", "a", "scene.png", "--point", "500,2"], USAGE, "outside the image"),
         (["attention", "a", "scene.png", "--layers", "9"], USAGE, "numbered 1 to 2"),

@@ -323,6 +323,7 @@ ORDER = (
     ),
     # predictions
     *(
+        "prediction.interlaced",
         "prediction.video",
         "prediction.live",
         "prediction.several",

@@ -202,13 +202,16 @@ def test_frames_that_come_while_the_model_works_are_dropped(source_is):
 def test_a_frame_that_comes_while_the_reader_closes_is_not_counted(source_is):
     class Late(Source):
         def read(self) -> tuple[bool, np.ndarray | None]:
+            if self.given == 1:
+                wait_for(lambda: taken)
             if self.given == 2:
                 wait_for(lambda: reader._closing)
             return super().read()
 
+    taken: list[np.ndarray] = []
     source = source_is(Late())
     with LiveReader(0) as reader:
-        assert next(iter(reader)).mean() == 1
+        taken.append(next(iter(reader)))
         wait_for(lambda: reader._newest is not None)
     wait_for(lambda: source.released)
     assert (source.given, reader.dropped) == (3, 0)
@@ -245,6 +248,23 @@ def test_seconds_of_a_stream_with_an_end_are_those_of_its_frames(source_is):
     with LiveReader("http://host/finished.m3u8", seconds=2) as reader:
         assert sum(1 for _ in reader) == 40  # 20 a second
     assert reader.ended == ""
+
+
+def test_an_interlaced_stream_is_refused(source_is, monkeypatch):
+    """OpenCV repeats what its memory holds; a camera that sees nothing move does, too."""
+    source = source_is(Source(at_will=True))
+    asked = []
+    monkeypatch.setattr(source, "read", lambda: (source.allowed.acquire(), picture(7)))
+    monkeypatch.setattr(live, "is_refused", lambda *place, **_: asked.append(place) or True)
+    source.allowed.release(2)
+    with LiveReader("RTSP://host/tv") as reader:
+        assert sum(1 for _ in reader) <= 1
+    assert asked == [("rtsp://host/tv", 2)]
+    assert reader.ended.startswith("its frames are interlaced")
+    monkeypatch.setattr(live, "is_refused", lambda *place, **_: False)
+    source.allowed.release(9)
+    with LiveReader("rtsp://host/night") as reader:
+        wait_for(lambda: reader._count == 9)
 
 
 def test_an_error_in_a_stream_with_an_end_is_told(source_is, monkeypatch):

@@ -174,7 +174,9 @@ def test_arguments_are_converted_and_signatures_stay():
     assert list(inspect.signature(setr.create_model).parameters)[:2] == ["name", "num_classes"]
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 16, 16), (3, 16, 16), (1, 16, 16, 3)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 16, 16), (3, 16, 16), (1, 16, 16, 3), (0, 3, 16, 16), (1, 3, 0, 16)]
+)
 def test_a_model_names_the_images_that_it_takes(shape):
     model = tiny_model()
     for call in (model, model.coarse):

@@ -161,6 +161,11 @@ def model_folder(source: str | Path) -> Path:
     """
     if Path(source).is_dir():
         return Path(source)
+    if Path(source).is_file():
+        raise UsageError(
+            f"{source}: is a file; give a model directory (`setr convert` makes one of a weight "
+            "file, and an exported file was made from one)"
+        )
     require_named(source)
     found = fetch(
         str(source),

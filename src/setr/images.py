@@ -59,7 +59,8 @@ def from_pillow(image: Any, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     width, height = image.size
     if not 0 < width * height <= max_pixels:
         raise SetrError(
-            f"{name}: {width}x{height} pixels; the limit is {max_pixels:,} (max_pixels)"
+            f"{name}: {width}x{height} pixels; give at least one, and up to {max_pixels:,} "
+            "(max_pixels)"
         )
     try:
         return np.array(_to_rgb(ImageOps.exif_transpose(image)))

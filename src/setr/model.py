@@ -173,13 +173,15 @@ class SETR(nn.Module, HintsAtNames):
     def _require_images(self, images: Tensor) -> None:
         channels = self.encoder.in_chans
         is_tensor = isinstance(images, Tensor)
-        if not (is_tensor and images.ndim == 4 and images.shape[1] == channels) or (
-            not images.is_floating_point()
+        if (
+            not (is_tensor and images.ndim == 4 and images.shape[1] == channels)
+            or not images.is_floating_point()
+            or 0 in images.shape
         ):
             given = f"{tuple(images.shape)} {images.dtype}" if is_tensor else type(images).__name__
             raise UsageError(
-                f"images {given}: give normalised floats (B, {channels}, H, W), as "
-                "setr.inference.normalize makes them; setr.load(…).predict takes pictures"
+                f"images {given}: give normalised floats (B, {channels}, H, W), none of these 0, "
+                "as setr.inference.normalize makes them; setr.load(…).predict takes pictures"
             )
 
     def _mask_output(self, images: Tensor, decoder: MaskClassifier) -> MaskOutput:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from setr.commands.parsing import parse, require_unused
 from setr.commands.shared import Models, Out
 from setr.errors import OK
+from setr.model_sources import sources_of
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Arguments:
     """
 
     models: Models
-    """Two or more model directories or Hub names; the first one's test protocol stays."""
+    """Two or more model directories or Hub names, or a quoted pattern of folders; the first one's
+    test protocol stays."""
     out: Out
     """Folder for the averaged model."""
 
@@ -31,9 +33,10 @@ def run(arguments: list[str]) -> int:
     from setr.hub import save_pretrained
     from setr.weight_files.averaging import average
 
-    model, info = average(given.models)
-    command = shlex.join(["setr", "average", *given.models, "-o", str(given.out)])
+    models = [one for source in given.models for one in sources_of(source)]
+    model, info = average(models)
+    command = shlex.join(["setr", "average", *models, "-o", str(given.out)])
     save_pretrained(given.out, model, replace(info, command=command))
-    print(f"mean of {len(given.models)} models written to {given.out}; test it: "
+    print(f"mean of {len(models)} models written to {given.out}; test it: "
           f"setr eval {shlex.quote(str(given.out))} DATA")  # fmt: skip
     return OK

@@ -146,7 +146,7 @@ def _opened(given: Attention | Features) -> tuple[Predictor, View]:
     from setr.pages.figures import open_view
 
     require_at_least(given, 1, "short_side")
-    require_file(given.image)
+    _require_image(given.image, f"{type(given).__name__.lower()} MODEL IMAGE")
     predictor = load(given.model, device=given.device)
     return predictor, open_view(predictor, given.image, given.short_side)
 
@@ -164,12 +164,20 @@ def _compare(given: Compare) -> None:
     from setr.loading import load
     from setr.pages.figures import compare_figure
 
-    for path in (given.image, *((given.truth,) if given.truth else ())):
-        require_file(path)
+    _require_image(given.image, "compare IMAGE A B")
+    if given.truth:
+        require_file(given.truth)
     a, b = (load(model, device=given.device) for model in (given.a, given.b))
     names = model_names((given.a, given.b))
     figure = compare_figure(a, b, (names[0], names[1]), given.image, given.truth)
     _write(given.out, "compare", f"{names[0]} and {names[1]}", figure, labels=a.info.labels)
+
+
+def _require_image(path: Path, order: str) -> None:
+    """Refuse what is not there, and a model in the image's place."""
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder, not an image; the order is: setr explain {order}")
+    require_file(path)
 
 
 def _point(text: str) -> tuple[float, float]:

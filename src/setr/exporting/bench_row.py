@@ -28,6 +28,8 @@ from setr.scores.scored_images import ScoredImage
 MIN_RUNS = 5
 NUM_SCENES = 4
 """Drawn images for the agreement, where no data set is given."""
+SMALLEST_SCENE = 32
+"""Side in pixels of those for a smaller size, for which none can be drawn."""
 
 
 def run_row(job: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def _masks(predictor: Predictor, job: dict[str, Any]) -> tuple[list[np.ndarray],
     """Masks of the images that all rows are compared on, and their mIoU if there are labels."""
     masks: list[np.ndarray] = []
     if job["data"] is None:
-        side = min(job["size"])
+        side = max(SMALLEST_SCENE, min(job["size"]))
         drawn = (scenes.draw("bench", i, size=side)[0] for i in range(NUM_SCENES))
         channels = np.arange(len(predictor.info.mean)) % 3  # RGB, repeated for more bands
         return [predictor.predict(image[..., channels]).mask for image in drawn], None

@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from setr.errors import SetrError, first_line
+from setr.prediction.interlaced import INTERLACED, is_refused
 from setr.prediction.video import (
     OPEN_SECONDS,
     SECONDS,
@@ -27,6 +28,7 @@ from setr.prediction.video import (
     FrameReader,
     VideoReader,
     checked_rate,
+    for_ffmpeg,
     open_address,
     quiet_opencv,
 )
@@ -118,7 +120,7 @@ class LiveReader:
         self.is_live, self.ended = True, ""
         self.rate, self.announced = 25.0, 0
         self.number = self.dropped = self.reconnects = self._place = 0
-        self._opened = self._over = self._closing = False
+        self._opened = self._over = self._closing = self._refused = False
         self._problem = ""
         self._count = self._attempts = 0  # frames that came, attempts since the last steady one
         self._hangs = math.inf  # the time from which the thread is given up
@@ -209,6 +211,12 @@ class LiveReader:
             self._change.notify_all()
         self._thread.join(CLOSE_SECONDS)
 
+    def _is_refused(self) -> bool:
+        """Whether FFmpeg refuses the frames of this address; a camera is read without it."""
+        if camera_number(self.source) is not None:
+            return False
+        return is_refused(for_ffmpeg(os.fspath(self.source)), 2, seconds=OPEN_SECONDS)
+
     def _read(self) -> None:
         """What the thread does: only it touches the capture."""
         try:
@@ -229,7 +237,7 @@ class LiveReader:
                 self._problem = first_line(error)
             sent = self._count > before
             self.reconnects += sent and before > 0
-            if self.announced or not self._count:
+            if self.announced or not self._count or self._refused:
                 return
             if sent and time.monotonic() - began > STEADY_SECONDS:
                 self._attempts = 0
@@ -254,6 +262,7 @@ class LiveReader:
                     self.announced = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
                     self._opened = True
                     self._change.notify_all()
+            first = np.empty(0)
             while not self._closing:
                 asked = time.monotonic()
                 self._hangs = asked + 2 * SECONDS  # OpenCV gives up earlier
@@ -263,6 +272,10 @@ class LiveReader:
                     self._problem = _silence() if came - asked > 0.95 * SECONDS else ""
                     return
                 self._count += 1
+                if self._count == 2 and np.array_equal(frame, first) and self._is_refused():
+                    self._problem, self._refused = INTERLACED, True
+                    return
+                first = frame if self._count == 1 else first
                 frame = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
                 with self._change:
                     while self.announced and self._newest is not None and not self._closing:

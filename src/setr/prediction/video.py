@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from setr.errors import SetrError
+from setr.prediction.interlaced import INTERLACED, is_refused
 from setr.reading.urls import is_url, split_url, without_password
 from setr.writing import make_folder, part_of
 
@@ -42,7 +43,7 @@ def is_video(source: Any) -> bool:
 
 
 class FrameReader(Protocol):
-    """An open video, of which one frame is in memory: a context manager, iterated once.
+    """An open video, of which few frames are in memory: a context manager, iterated once.
 
     Attributes:
         name: for messages, without a password.
@@ -112,10 +113,26 @@ class VideoReader:
         found, frame = self._file.read()
         if not found:
             raise SetrError(f"{self.name}: holds no frame that can be read")
+        is_checked = False
         while found:
+            found, following = self._file.read()
+            is_alone = not found and not self.number
+            if not is_checked and (is_alone or (found and np.array_equal(frame, following))):
+                is_checked = True
+                self._require_progressive(self.number + 1 + found)
             self.number += 1
             yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            found, frame = self._file.read()
+            frame = following
+
+    def _require_progressive(self, count: int) -> None:
+        """Refuse a video if its first frames are interlaced and OpenCV does not read them."""
+        if is_refused(self._place, count):
+            raise SetrError(f"{self.name}: {INTERLACED}")
+
+    @property
+    def _place(self) -> str:
+        """The file or address as FFmpeg takes it."""
+        return for_ffmpeg(self.path) if is_url(self.path) else os.path.abspath(self.path)
 
     @property
     def place(self) -> int:
@@ -142,12 +159,17 @@ def open_file(path: str | os.PathLike) -> cv2.VideoCapture:
     return cv2.VideoCapture(os.path.abspath(path), reader)  # never `protocol:name`
 
 
+def for_ffmpeg(address: str) -> str:
+    """The address with its scheme in lower case; FFmpeg knows no other."""
+    scheme, mark, rest = address.partition("://")
+    return scheme.lower() + mark + rest
+
+
 def open_address(address: str) -> cv2.VideoCapture:
     """OpenCV's capture of an address, through FFmpeg; `isOpened` tells whether that worked."""
     limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, int(OPEN_SECONDS * 1000)]
     limits += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, int(SECONDS * 1000)]
-    scheme, mark, rest = address.partition("://")  # FFmpeg knows schemes in lower case only
-    return cv2.VideoCapture(scheme.lower() + mark + rest, cv2.CAP_FFMPEG, limits)
+    return cv2.VideoCapture(for_ffmpeg(address), cv2.CAP_FFMPEG, limits)
 
 
 @contextmanager

@@ -72,6 +72,8 @@ def as_image(
 def _fix(array: np.ndarray) -> str:
     """How to make RGB of what arrays of images often are instead; empty for others."""
     shape, kind = array.shape, array.dtype
+    if not array.size:
+        return "; this one has no pixels"
     if len(shape) == 4:
         return "; predict_batch takes several"
     if len(shape) == 3 and shape[2] != 3 and shape[0] in (1, 3):
@@ -111,7 +113,7 @@ def _from_tensor(tensor: torch.Tensor, channels: int, kinds: str) -> np.ndarray:
     if values.ndim == 3 and shape[0] in (*grey, channels):
         values = values.permute(1, 2, 0).expand(-1, -1, channels)
     if values.is_floating_point():
-        if not (values.numel() and values.min() >= 0 and values.max() <= 1):
+        if values.numel() and not (values.min() >= 0 and values.max() <= 1):
             raise SetrError(f"tensor {shape} {tensor.dtype}: float images have values from 0 to 1")
         values = (values.float() * 255).round().to(torch.uint8)
     if values.dtype != torch.uint8 or values.ndim not in (2, 3):

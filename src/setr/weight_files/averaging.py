@@ -34,7 +34,8 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
             or classes.
     """
     if len(sources) < 2:
-        raise UsageError(f"{len(sources)} models to average; give two or more")
+        given = "one model" if sources else "no model"
+        raise UsageError(f"{given} to average; give two or more")
     sources = sources_of(sources)
     model, info = from_pretrained(sources[0])
     state = model.state_dict()
