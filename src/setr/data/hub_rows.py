@@ -44,6 +44,12 @@ class HubDataset(Dataset):
         """The fingerprint that the library gives the rows."""
         return str(self.rows._fingerprint)
 
+    @property
+    def public_name(self) -> str:
+        """`owner/name` on the Hub; of a local folder its name."""
+        place, _, _ = _parts(self.name)
+        return super().public_name if Path(place).exists() else place
+
     def _part(self, indices: list[int]) -> Dataset:
         """The rows with these indices."""
         chosen = replace(self, rows=self.rows.select(indices))

@@ -1,4 +1,4 @@
-"""Licences of pretrained encoder weights: from timm's list, or as a model of ours recorded them."""
+"""Licence and repository of pretrained weights: of timm's, or as a model of ours recorded them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 from setr.errors import SetrError
 from setr.reading.parsed import BROKEN, json_of
-from setr.reading.remote import is_repository
+from setr.reading.remote import is_repository, repository_name
 from setr.weight_files.pretrained import (
     pretrained_id,
     pretrained_names,
     timm_name_of,
+    timm_repository,
     weights_on_the_hub,
 )
 
@@ -54,14 +55,44 @@ def weights_licence(encoder: str, source: str | None) -> str | None:
 
 def licence_by_name(encoder: str, source: str) -> str:
     """As `weights_licence`, from the name of the weights alone, whose place may not be known."""
-    name = timm_name_of(source)
-    with contextlib.suppress(SetrError):
-        name = name or pretrained_id(encoder, source)
-    if name:
+    if name := _timm_name(encoder, source):
         return offered_licence(name)
     offered = sorted({offered_licence(name) for name in pretrained_names(encoder)} - {UNKNOWN})
     listed = f" (timm's weights for this encoder: {', '.join(offered)})" if offered else ""
     return UNKNOWN + listed
+
+
+def weights_repository(encoder: str, source: str | None) -> str | None:
+    """The model on the Hub that weights are from, `owner/name`; None if that is not known.
+
+    Args:
+        encoder: its timm name.
+        source: of the weights, as `load_encoder` takes it; a local model of this toolkit tells what
+            it started from.
+    """
+    own = None if source is None or is_repository(source) else _recorded(source)
+    if own is None:
+        return repository_by_name(encoder, source)
+    recorded = own.get("base_model")
+    return recorded and str(recorded)
+
+
+def repository_by_name(encoder: str, source: str | None) -> str | None:
+    """As `weights_repository`, from the name of the weights alone."""
+    if source is None:
+        return None
+    if is_repository(source):
+        return repository_name(source)
+    name = _timm_name(encoder, source)
+    return name and timm_repository(name)
+
+
+def _timm_name(encoder: str, source: str) -> str | None:
+    """timm's name of weights, by a tag or by the name of their file; None for others."""
+    name = timm_name_of(source)
+    with contextlib.suppress(SetrError):
+        name = name or pretrained_id(encoder, source)
+    return name
 
 
 def _recorded(source: str) -> Mapping[str, Any] | None:
