@@ -167,7 +167,8 @@ def test_the_hub_reads_the_head_of_the_card(tmp_path):
 def test_data_that_are_not_on_the_hub_are_named_with_the_figures_only(tmp_path):
     save_pretrained(tmp_path, tiny_model("mla"), dataclasses.replace(INFO, data="photos"))
     head = ModelCard((tmp_path / "README.md").read_text()).data
-    assert head.datasets is None and head.base_model is None
+    assert head.datasets is None
+    assert head.base_model is None
     assert head.eval_results[0].dataset_name == "photos"
     save_pretrained(tmp_path, tiny_model("mla"), INFO)  # figures on unknown data
     assert ModelCard((tmp_path / "README.md").read_text()).data.eval_results is None
@@ -176,7 +177,8 @@ def test_data_that_are_not_on_the_hub_are_named_with_the_figures_only(tmp_path):
 def test_figures_of_other_data_are_not_told_as_those_of_the_first():
     info = dataclasses.replace(INFO, data="photos")
     same, other = (with_metrics(info, {"test mIoU": 0.5}, name) for name in ("photos", "scans"))
-    assert same.data == "photos" and other.data is None
+    assert same.data == "photos"
+    assert other.data is None
     assert same.metrics == other.metrics == {"val mIoU": 0.71, "test mIoU": 0.5}
 
 
@@ -186,7 +188,8 @@ def test_a_run_from_python_names_its_data_and_how_to_repeat_it(tmp_path):
     setr.train(config, data=(train, val), augment=lambda image, mask: (image, mask))
     card = Path(config.out, "README.md").read_text()
     assert 'setr.train("config.yaml", data=(train, val), augment=augment)' in card
-    assert "Data: `scenes`." in card and "setr train config.yaml" not in card
+    assert "Data: `scenes`." in card
+    assert "setr train config.yaml" not in card
 
 
 def test_licences_differ():

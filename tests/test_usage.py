@@ -223,7 +223,10 @@ def test_messages(line, message, capsys):
         ("train demo --model yolo", "did you mean --model.name?"),
         ("train demo --amp", "did you mean --train.precision?"),
         ("train demo --no-photometric", "did you mean --data.no-photometric?"),
-        ("train demo --name a", "did you mean --model.name or --optim.name?"),
+        (
+            "train demo --name a",
+            "did you mean --model.name or --optim.name? (results are named by -o",
+        ),
         ("predict m a.png -o out --name a", "results are named by -o"),
         ("eval m photos --iou 0.5", "IoU is always computed"),
         ("eval m photos --verbose", "progress goes to stderr"),

@@ -9,8 +9,17 @@ import difflib
 from collections.abc import Callable
 from dataclasses import replace
 
+from setr.arguments.elsewhere_python import answers_keywords
 from setr.arguments.typed import checked
-from setr.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
+from setr.config import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    replacing,
+)
 from setr.errors import UsageError
 from setr.modern_recipes import FINE_TUNING, crop_windows, modern_recipes
 from setr.paper import paper_config
@@ -27,6 +36,7 @@ def _register(build: Callable[[], Config]) -> Callable[[], Config]:
     return build
 
 
+@answers_keywords("recipe", lambda name: replacing(name, "use setr.recipe(NAME)."))
 @checked
 def recipe(name: str) -> Config:
     """The settings of a named recipe, writing to `runs/NAME`.

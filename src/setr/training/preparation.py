@@ -136,9 +136,7 @@ def _origin(config: Config, folder: RunFolder) -> tuple[str | None, str | None]:
     return weights_licence(encoder, source), weights_repository(encoder, source)
 
 
-def _command(
-    config: Config, data: tuple[Dataset, Dataset] | None, augment: Augment | None
-) -> str:
+def _command(config: Config, data: tuple[Dataset, Dataset] | None, augment: Augment | None) -> str:
     """What repeats the run with the settings that lie beside the model."""
     given = {"data=(train, val)": data, "augment=augment": augment}
     objects = [argument for argument, value in given.items() if value is not None]

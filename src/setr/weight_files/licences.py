@@ -88,7 +88,7 @@ def repository_by_name(encoder: str, source: str | None) -> str | None:
 
 
 def _timm_name(encoder: str, source: str) -> str | None:
-    """timm's name of weights, by a tag or by the name of their file; None for others."""
+    """The name in timm of weights, by a tag or by the name of their file; None for others."""
     name = timm_name_of(source)
     with contextlib.suppress(SetrError):
         name = name or pretrained_id(encoder, source)
