@@ -255,6 +255,15 @@ def test_the_licence_of_the_first_weights_goes_from_run_to_run(tmp_path, monkeyp
         shutil.rmtree(first, ignore_errors=True)
 
 
+def test_a_model_trained_from_random_weights_has_nobodys_licence(tmp_path):
+    """Unless nothing tells that it was trained here, as of a converted checkpoint of others."""
+    model, info = tiny_model("mla"), dataclasses.replace(INFO, pretrained=None)
+    save_pretrained(tmp_path, model, info)
+    assert weights_licence(BASE, str(tmp_path)) is None
+    save_pretrained(tmp_path, model, dataclasses.replace(info, data="photos"))
+    assert weights_licence(BASE, str(tmp_path)) == "none, they began as random weights"
+
+
 def test_models_without_a_recorded_licence(tmp_path):
     """Of older versions: from the name of the weights; the names of folders say nothing."""
     model = tiny_model("mla", encoder=None)

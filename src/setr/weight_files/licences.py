@@ -19,6 +19,7 @@ from setr.weight_files.pretrained import (
 )
 
 UNKNOWN = "unknown"
+UNTRAINED = "none, they began as random weights"
 
 
 def offered_licence(name: str) -> str:
@@ -37,9 +38,10 @@ def weights_licence(encoder: str, source: str | None) -> str | None:
         source: of the weights, as `load_encoder` takes it.
 
     Returns:
-        For a model of this toolkit what it recorded, for weights of timm what timm says, by tag or
-        name of the file or repository. For others `unknown`, with the licences of the weights that
-        timm has for the encoder. None without a source.
+        For a model of this toolkit what it recorded, or `UNTRAINED` if it was trained from random
+        weights; for weights of timm what timm says, by tag or name of the file or repository. For
+        others `unknown`, with the licences of the weights that timm has for the encoder. None
+        without a source.
     """
     if source is None:
         return None
@@ -50,7 +52,10 @@ def weights_licence(encoder: str, source: str | None) -> str | None:
     recorded = own.get("licence") or (
         older and licence_by_name(own["model"]["encoder"], str(older))
     )
-    return recorded and str(recorded)
+    if recorded:
+        return str(recorded)
+    trained = own.get("data") and not older and not own["model"].get("resnet")
+    return UNTRAINED if trained else None
 
 
 def licence_by_name(encoder: str, source: str) -> str:
