@@ -132,12 +132,19 @@ from tests.conftest import refusal
             "auto d epochs=3",
             "epochs=3: options are written --NAME VALUE here; write --train.epochs FLOAT",
         ),
-        ("train setr_mla.py", "toolkits are not supported; `setr recipes` lists ours, and"),
         (
-            "train configs/setr_vit-l_pup_8xb2-160k_ade20k-512x512.py",
-            "not supported; the nearest recipes are ade20k_setr_pup_large_160k, ",
+            "train setr_mla.py",
+            "setr_mla.py: config files of other toolkits are not supported; `setr recipes` lists",
         ),
-        ("train setr_pup_large_769x769_80k", "nearest: cityscapes_setr_pup_large_80k, "),
+        (
+            "train c/setr_vit-l_pup_8xb2-160k_ade20k-512x512.py",
+            "c/setr_vit-l_pup_8xb2-160k_ade20k-512x512.py: config files of other toolkits are not "
+            "supported; the nearest recipes are ade20k_setr_pup_large_160k, ",
+        ),
+        (
+            "train setr_pup_large_769x769_80k",
+            "recipe 'setr_pup_large_769x769_80k' is unknown; nearest: cityscapes_setr_pup_large_80",
+        ),
         ("predict m a -o x -- -b.png", "--: has no meaning here; write a path that begins with -"),
         (
             "predict m a.png -o x b.png",
