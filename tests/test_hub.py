@@ -189,6 +189,9 @@ def test_a_run_from_python_names_its_data_and_how_to_repeat_it(tmp_path):
     card = Path(config.out, "README.md").read_text()
     assert 'setr.train("config.yaml", data=(train, val), augment=augment)' in card
     assert "Data: `scenes`." in card
+    other = dataclasses.replace(val, name="others")  # figures on it are none of the training data
+    setr.train(config, data=(train, other), overwrite=True)
+    assert from_pretrained(config.out)[1].data is None
     assert "setr train config.yaml" not in card
 
 

@@ -114,7 +114,7 @@ def prepare(
         build_info(config, labels, bands),
         licence=licence,
         base_model=base_model,
-        data=train.public_name,
+        data=train.public_name if train.public_name == val.public_name else None,
         command=_command(config, data, augment),
     )
     pixels = distributed.on_first(lambda: checked_pixels(config, train, val))
