@@ -226,6 +226,8 @@ def test_a_licence_is_that_of_the_weights_and_not_of_the_encoder(source, licence
         ("deit", "timm/deit_base_patch16_384.fb_in1k"),
         ("timm/vit_base_patch16_224.mae@main", "timm/vit_base_patch16_224.mae"),
         ("hf-hub:someone/model", "someone/model"),
+        ("https://huggingface.co/someone/model/resolve/main/model.bin", "someone/model"),
+        ("https://example.org/someone/model/resolve/main/model.bin", None),
         ("weights/vit_base_patch16_224.mae.safetensors", "timm/vit_base_patch16_224.mae"),
         ("mae.pth", None),
         (None, None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from setr.weight_files.pretrained import (
     weights_on_the_hub,
 )
 
+_ON_THE_HUB = re.compile(r"https?://huggingface\.co/([\w.-]+/[\w.-]+)/(?:resolve|blob)/")
+"""The address of a file there, after which its repository is read."""
 UNKNOWN = "unknown"
 UNTRAINED = "none, they began as random weights"
 
@@ -88,6 +91,8 @@ def repository_by_name(encoder: str, source: str | None) -> str | None:
         return None
     if is_repository(source):
         return repository_name(source)
+    if found := _ON_THE_HUB.match(source):
+        return found[1]
     name = _timm_name(encoder, source)
     return name and timm_repository(name)
 
