@@ -35,7 +35,8 @@ def runs(tmp_path: Path) -> list[Path]:
                 if tensor.is_floating_point():
                     tensor.copy_(torch.rand_like(tensor) + name.endswith("running_var"))
         info = ModelInfo(scenes.LABELS, metrics={"val mIoU": 0.5}, command="setr train",
-                         licence=("mit", "apache-2.0", "mit")[seed])  # fmt: skip
+                         licence=("mit", "apache-2.0", "mit")[seed], data="photos",
+                         base_model=f"owner/{seed}")  # fmt: skip
         folders.append(tmp_path / f"run{seed}")
         save_pretrained(folders[-1], model, replace(info, protocol=Protocol(short_side=64 + seed)))
     return folders
@@ -54,6 +55,7 @@ def test_every_tensor_is_the_mean(runs, tmp_path, capsys):
     assert info.protocol.short_side == 64
     assert info.metrics == {}
     assert info.licence == "apache-2.0; mit"
+    assert (info.data, info.base_model) == ("photos", None)  # that of the first is not that of all
     assert info.command.startswith("setr average")
 
 

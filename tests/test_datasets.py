@@ -781,8 +781,15 @@ def test_class_names_in_a_file_of_a_hugging_face_data_set(hub, tmp_path, monkeyp
     names.write_text('["car", 3]')
     assert "does not list names by id" in fails("hf:me/photos", "val", DATA_CHECK_FAILED)
     names.unlink()
-    assert "class names are unknown" in fails("hf:me/photos", "val", USAGE)
+    assert "class names are unknown (it has no id2label.json)" in fails(
+        "hf:me/photos", "val", USAGE
+    )
     assert open_dataset("hf:me/photos", "val", "camvid").labels.classes[0] == "Sky"
+
+
+def test_a_data_set_that_cannot_be_asked_for_its_class_names(hub):
+    """The reader is told of the network or the wrong name, not only to write a file."""
+    assert "class names are unknown (no network); name" in fails("hf:me/photos", "val", USAGE)
 
 
 def test_a_hugging_face_description_that_lacks_something(hub, tmp_path):

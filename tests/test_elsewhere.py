@@ -16,6 +16,7 @@ from setr.arguments.elsewhere import (
     VALUES_HERE,
 )
 from setr.arguments.elsewhere_python import NAMES_ELSEWHERE
+from setr.arguments.named_values import encoder_arguments
 from setr.labels import Labels
 from setr.result import Result
 
@@ -119,6 +120,36 @@ def test_settings_given_to_train_are_answered(name, here):
     assert here in str(caught.value)
     with pytest.raises(TypeError, match=r"train\(\) got an unexpected keyword argument 'zzz'"):
         setr.train("finetune", zzz=3)
+
+
+def test_keywords_that_are_no_settings_are_answered():
+    with pytest.raises(TypeError, match=r"'name'; use setr\.recipe\(NAME\)\.replace\(\{'out'"):
+        setr.train("finetune", name="exp")  # of the run, not of the model
+    with pytest.raises(TypeError, match=r"'exist_ok'; use overwrite=True$"):
+        setr.train("finetune", exist_ok=True)
+    with pytest.raises(TypeError, match=r"'mosaic'; not built in; .*augment"):
+        setr.train("finetune", mosaic=0)
+    with pytest.raises(TypeError, match=r"recipe\(\) .*; use setr\.recipe\(NAME\)\.replace"):
+        setr.recipe("finetune", epochs=2)
+    with pytest.raises(TypeError, match=r"'epochs'; use replace\(\{'train\.epochs': …\}\)$"):
+        setr.recipe("finetune").replace(epochs=2)
+    with pytest.raises(TypeError, match=r"load\(\) has no argument 'dtype'; use precision$"):
+        setr.load("run", dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match=r"'device'; use setr\.load\(MODEL, device='cuda'\) as"):
+        setr.evaluate("run", "photos", device=0)
+    with pytest.raises(TypeError, match=r"'num_labels'; use setr\.create_model\(NAME, num_cl"):
+        setr.from_pretrained("run", num_labels=3)
+    with pytest.raises(TypeError, match=r"create_model\(\) has no argument 'drop_rate'; use enc"):
+        setr.create_model("setr_naive_nano", num_classes=1, drop_rate=0.1)
+    with pytest.raises(setr.SetrError, match=r"^folder: a Sequential: give text or a path$"):
+        setr.push_to_hub(torch.nn.Sequential(torch.nn.Linear(1, 1)), "owner/name")
+
+
+def test_arguments_of_an_encoder_are_a_table_in_settings_too():
+    given = {"embed_dim": 64, "global_pool": "avg", "no_embed_class": True}
+    config = setr.recipe("finetune").replace({"model.encoder_args": given})
+    assert encoder_arguments(config.model.encoder_args, "") == given
+    assert setr.Config.from_yaml(config.to_yaml()) == config
 
 
 def test_options_given_to_predict_are_answered(tmp_path):

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import setr
@@ -29,10 +30,10 @@ from setr.export import metadata
 from setr.hub import from_pretrained, push_to_hub, save_pretrained
 from setr.labels import Labels
 from setr.model import create_model
-from setr.model_info import ModelInfo, licence_of
+from setr.model_info import ModelInfo, licence_of, with_metrics
 from setr.protocols import Protocol
 from setr.training.named_config import named_config
-from setr.weight_files.licences import offered_licence, weights_licence
+from setr.weight_files.licences import offered_licence, weights_licence, weights_repository
 from setr.weight_files.pretrained import load_encoder, require_weights
 from tests.conftest import tiny_config, tiny_model
 from tests.models import assert_comes_back
@@ -202,6 +203,56 @@ def test_card_names_figures_licence_and_command(folder):
         assert words in card, words
 
 
+def test_the_hub_reads_the_head_of_the_card(tmp_path):
+    """As its client does, which takes it apart; an upload with a wrong head would be refused."""
+    info = dataclasses.replace(
+        INFO,
+        recipe="SETR: on 'x'",
+        metrics={"val mIoU": np.float32(0.5), "step": 7, "val": "x", "a mIoU": None},
+        base_model="timm/vit_tiny_patch16_224.augreg_in21k",
+        data="someone/scenes",
+    )
+    save_pretrained(tmp_path, tiny_model("mla"), info)
+    head = ModelCard((tmp_path / "README.md").read_text()).data
+    assert (head.library_name, head.pipeline_tag) == ("setr", "image-segmentation")
+    assert (head.base_model, head.datasets) == (info.base_model, ["someone/scenes"])
+    (result,) = head.eval_results
+    assert (result.dataset_name, result.dataset_split) == ("someone/scenes", "val")
+    assert (result.metric_type, result.metric_value) == ("mean_iou", 0.5)
+    assert head.model_name == "SETR: on 'x'"
+
+
+def test_data_that_are_not_on_the_hub_are_named_with_the_figures_only(tmp_path):
+    save_pretrained(tmp_path, tiny_model("mla"), dataclasses.replace(INFO, data="photos"))
+    head = ModelCard((tmp_path / "README.md").read_text()).data
+    assert head.datasets is None
+    assert head.base_model is None
+    assert head.eval_results[0].dataset_name == "photos"
+    save_pretrained(tmp_path, tiny_model("mla"), INFO)  # figures on unknown data
+    assert ModelCard((tmp_path / "README.md").read_text()).data.eval_results is None
+
+
+def test_figures_of_other_data_are_not_told_as_those_of_the_first():
+    info = dataclasses.replace(INFO, data="photos")
+    same, other = (with_metrics(info, {"test mIoU": 0.5}, name) for name in ("photos", "scans"))
+    assert same.data == "photos"
+    assert other.data is None
+    assert same.metrics == other.metrics == {"val mIoU": 0.71, "test mIoU": 0.5}
+
+
+def test_a_run_from_python_names_its_data_and_how_to_repeat_it(tmp_path):
+    config = tiny_config(tmp_path / "run")
+    train, val = (setr.open_dataset("scenes:8", split) for split in ("train", "val"))
+    setr.train(config, data=(train, val), augment=lambda image, mask: (image, mask))
+    card = Path(config.out, "README.md").read_text()
+    assert 'setr.train("config.yaml", data=(train, val), augment=augment)' in card
+    assert "Data: `scenes`." in card
+    other = dataclasses.replace(val, name="others")  # figures on it are none of the training data
+    setr.train(config, data=(train, other), overwrite=True)
+    assert from_pretrained(config.out)[1].data is None
+    assert "setr train config.yaml" not in card
+
+
 def test_licences_differ():
     assert offered_licence("vit_small_patch16_dinov3") == "dinov3-license"
     assert offered_licence("eva02_tiny_patch14_224") == "mit"
@@ -226,11 +277,32 @@ def test_a_licence_is_that_of_the_weights_and_not_of_the_encoder(source, licence
     assert weights_licence(BASE, source) == licence
 
 
+@pytest.mark.parametrize(
+    ("source", "repository"),
+    [
+        ("augreg_in21k", "timm/vit_base_patch16_224.augreg_in21k"),
+        ("deit", "timm/deit_base_patch16_384.fb_in1k"),
+        ("timm/vit_base_patch16_224.mae@main", "timm/vit_base_patch16_224.mae"),
+        ("hf-hub:someone/model", "someone/model"),
+        ("https://huggingface.co/someone/model/resolve/main/model.bin", "someone/model"),
+        ("https://example.org/someone/model/resolve/main/model.bin", None),
+        ("weights/vit_base_patch16_224.mae.safetensors", "timm/vit_base_patch16_224.mae"),
+        ("mae.pth", None),
+        (None, None),
+    ],
+)
+def test_a_base_model_is_the_repository_of_the_weights(source, repository):
+    assert weights_repository(BASE, source) == repository
+
+
 def test_the_licence_of_the_first_weights_goes_from_run_to_run(tmp_path, monkeypatch):
     """Also where a run is resumed without the model that it started from, and into exports."""
     first, config = tmp_path / "first", tiny_config(tmp_path / "second", eval_every=1)
     made = create_model("setr_naive_nano", num_classes=5, img_size=64, channels=16, taps=(1, 2))
-    given = dataclasses.replace(INFO, pretrained="mae", licence="cc-by-nc-4.0")
+    base = "timm/vit_base_patch16_224.mae"
+    given = dataclasses.replace(
+        INFO, pretrained="mae", licence="cc-by-nc-4.0", base_model=base, data="elsewhere"
+    )
     save_pretrained(first, made, given)
     model = dataclasses.replace(config.model, pretrained=str(first))
     config = dataclasses.replace(config, model=model)
@@ -239,10 +311,20 @@ def test_the_licence_of_the_first_weights_goes_from_run_to_run(tmp_path, monkeyp
         setr.train(dataclasses.replace(config, train=steps), resume=resume)
         model, info = from_pretrained(config.out)
         assert (info.pretrained, info.licence) == ("first", "cc-by-nc-4.0")
+        assert (info.base_model, info.data) == (base, "scenes")
         card = Path(config.out, "README.md").read_text()
         assert "`first` (licence of these weights: cc-by-nc-4.0)" in card
         assert json.loads(metadata(model, info, "fp32", "logits")["licence"]) == "cc-by-nc-4.0"
         shutil.rmtree(first, ignore_errors=True)
+
+
+def test_a_model_trained_from_random_weights_has_nobodys_licence(tmp_path):
+    """Unless nothing tells that it was trained here, as of a converted checkpoint of others."""
+    model, info = tiny_model("mla"), dataclasses.replace(INFO, pretrained=None)
+    save_pretrained(tmp_path, model, info)
+    assert weights_licence(BASE, str(tmp_path)) is None
+    save_pretrained(tmp_path, model, dataclasses.replace(info, data="photos"))
+    assert weights_licence(BASE, str(tmp_path)) == "none, they began as random weights"
 
 
 def test_models_without_a_recorded_licence(tmp_path):

@@ -260,6 +260,8 @@ def test_parameters(client):
     assert error(client.post("/v1/attention?x=2&y=0", content=photo())) == (422, "parameter")
     assert error(client.get("/v1/segment")) == (405, "http")
     assert client.get("/v1/segment").headers["allow"] == "POST"
+    told = client.post("/predict", content=photo()).json()["error"]["message"]
+    assert told.startswith("no such route; POST /v1/segment takes an image")
     for path in ("/../../etc/passwd", "/%2e%2e/pyproject.toml", "/v1/segment/", "/x%00y"):
         assert client.get(path).status_code in (404, 405), path
 

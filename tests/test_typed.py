@@ -152,8 +152,8 @@ def test_options_are_typed_and_refused_before_anything_opens():
     assert set(ForeignOptions.__annotations__) == foreign
     with pytest.raises(TypeError, match=r"load\(\) has no option 'scale'; did you mean scales\?"):
         setr.load("no such model", scale=2)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="no option 'conf'; give precision, max_pixels"):
-        setr.load("no such model", conf=0.5)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="no option 'tiles'; give precision, max_pixels"):
+        setr.load("no such model", tiles=2)  # type: ignore[call-arg]
     inside = {"model", "info", "dataset", "loss", "measure"}  # of training; of reviews
     tested = set(inspect.signature(evaluate_split).parameters) - inside
     assert set(EvaluationOptions.__annotations__) == tested

@@ -132,7 +132,19 @@ from tests.conftest import refusal
             "auto d epochs=3",
             "epochs=3: options are written --NAME VALUE here; write --train.epochs FLOAT",
         ),
-        ("train setr_mla.py", "setr_mla.py: config files of other toolkits are not supported"),
+        (
+            "train setr_mla.py",
+            "setr_mla.py: config files of other toolkits are not supported; `setr recipes` lists",
+        ),
+        (
+            "train c/setr_vit-l_pup_8xb2-160k_ade20k-512x512.py",
+            "c/setr_vit-l_pup_8xb2-160k_ade20k-512x512.py: config files of other toolkits are not "
+            "supported; the nearest recipes are ade20k_setr_pup_large_160k, ",
+        ),
+        (
+            "train setr_pup_large_769x769_80k",
+            "recipe 'setr_pup_large_769x769_80k' is unknown; nearest: cityscapes_setr_pup_large_80",
+        ),
         ("predict m a -o x -- -b.png", "--: has no meaning here; write a path that begins with -"),
         (
             "predict m a.png -o x b.png",
@@ -223,7 +235,10 @@ def test_messages(line, message, capsys):
         ("train demo --model yolo", "did you mean --model.name?"),
         ("train demo --amp", "did you mean --train.precision?"),
         ("train demo --no-photometric", "did you mean --data.no-photometric?"),
-        ("train demo --name a", "did you mean --model.name or --optim.name?"),
+        (
+            "train demo --name a",
+            "did you mean --model.name or --optim.name? (results are named by -o",
+        ),
         ("predict m a.png -o out --name a", "results are named by -o"),
         ("eval m photos --iou 0.5", "IoU is always computed"),
         ("eval m photos --verbose", "progress goes to stderr"),

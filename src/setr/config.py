@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from setr.arguments.choices import Neck, PosInterp, PrefixTokens
+from setr.arguments.elsewhere_python import answers_keywords
 from setr.arguments.named_values import encoder_arguments
 from setr.arguments.options import options_of
 from setr.arguments.typed import check_fields
@@ -81,6 +82,9 @@ class ModelConfig:
     """Standard deviation of each input channel; measured in the same case."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.encoder_args, Mapping):  # from Python, as `create_model` takes them
+            given = tuple(f"{name}={value}" for name, value in self.encoder_args.items())
+            object.__setattr__(self, "encoder_args", given)
         check_fields(self, "model.")
         check_rules(
             self,
@@ -247,6 +251,7 @@ class Config:
                 "of them out",
             )
 
+    @answers_keywords("replace", lambda name: replacing(name, "use "))
     def replace(self, changes: Mapping[str, Any]) -> Config:
         """A copy with other settings, by the names of the command line's options.
 
@@ -317,3 +322,9 @@ def setting_name(given: object, known: Container[str], prefix: str = "") -> str:
         hint = f"did you mean {' or '.join(near)}?" if near else "see `setr train --help`"
         raise UsageError(f"{prefix}{given}: there is no such setting; {hint}")
     return name
+
+
+def replacing(name: str, before: str) -> str:
+    """How to give the setting that an unknown keyword may mean, after a text; empty for none."""
+    found = meant(name, options_of(Config))
+    return f"{before}replace({{'{found[0].dotted}': …}})" if found else ""

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from setr import distributed
+from setr.arguments.elsewhere import ADVICE
 from setr.arguments.elsewhere_python import answers_keywords
-from setr.arguments.options import options_of
-from setr.arguments.usage import meant
-from setr.config import Config
+from setr.config import Config, replacing
 from setr.data.dataset import Dataset
 from setr.data.own_augmentation import Augment, require_augment
 from setr.errors import UsageError
@@ -28,8 +27,9 @@ from setr.training.runfolder import RunFolder
 
 def setting_like(name: str) -> str:
     """How to give `setr.train` the setting that an unknown keyword may mean; empty for none."""
-    found = meant(name, options_of(Config))
-    return f"setr.recipe(NAME).replace({{'{found[0].dotted}': …}}) as config" if found else ""
+    if call := replacing(name, "use setr.recipe(NAME)."):
+        return f"{call} as config"
+    return ADVICE.get(name.replace("_", "-"), "")
 
 
 @answers_keywords("train", setting_like)

@@ -17,6 +17,7 @@ import torch
 
 from setr import distributed
 from setr.arguments.choices import Absent, Precision
+from setr.arguments.elsewhere_python import answers_keywords
 from setr.arguments.typed import require_known
 from setr.data.dataset import Dataset
 from setr.data.loader import whole_images
@@ -63,6 +64,7 @@ class EvaluationOptions(TypedDict, total=False):
     stopped: Callable[[], bool]
 
 
+@answers_keywords("evaluate")
 def evaluate(
     model: Any,
     data: str | os.PathLike | Dataset,

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from setr.arguments.elsewhere_python import answers_keywords
 from setr.arguments.typed import checked
 from setr.errors import SetrError, UsageError, first_line
 from setr.layers.low_rank import merged_state
@@ -130,6 +131,7 @@ def _require_described(model: SETR, tensors: dict[str, Tensor]) -> None:
             )
 
 
+@answers_keywords("from_pretrained")
 @checked
 def from_pretrained(source: str | Path, *, revision: str | None = None) -> tuple[SETR, ModelInfo]:
     """Load a model directory or a repository of the Hub; eval mode, on the CPU.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 
 from setr.arguments.choices import OddSizes, Precision
+from setr.arguments.elsewhere_python import answers_keywords
 from setr.arguments.typed import require_known
 from setr.bands import Range
 from setr.errors import UsageError
@@ -58,6 +59,7 @@ class LoadOptions(PredictorOptions, ForeignOptions, total=False):
     """Keyword arguments of `load` besides its own."""
 
 
+@answers_keywords("load")
 def load(
     source: str | os.PathLike | Sequence[str | os.PathLike] | SETR,
     *,

@@ -9,6 +9,7 @@ Shapes: B batch, C image channels (3 by default), H x W image, K classes.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_args
@@ -243,7 +244,14 @@ def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return resize_bilinear(logits, size)
 
 
-@answers_keywords("create_model")
+def _encoder_argument(name: str) -> str:
+    """How to give an argument that may be one of timm's encoder; empty for one of `SETR`."""
+    if name in inspect.signature(SETR.__init__).parameters:
+        return ""
+    return f"use encoder_args={{'{name}': …}} for one of timm's encoder"
+
+
+@answers_keywords("create_model", _encoder_argument)
 @checked
 def create_model(
     name: str,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
@@ -35,6 +36,9 @@ class ModelInfo:
         command: command that reproduces the model.
         bands: bands read from files, one for each channel; None for red, green and blue.
         licence: of the pretrained weights; None if it was not recorded.
+        base_model: `owner/name` on the Hub of the weights that training started from, if known.
+        data: name of the data set of training and `metrics`, `owner/name` if it is on the Hub; None
+            if it was not recorded.
 
     Raises:
         SetrError: a value of another type, a mean that is not finite, or a std or crop size that is
@@ -52,6 +56,8 @@ class ModelInfo:
     command: str | None = None
     bands: Bands | None = None
     licence: str | None = None
+    base_model: str | None = None
+    data: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -65,6 +71,7 @@ class ModelInfo:
 
 _PLAIN_FIELDS = (
     *("mean", "std", "recipe", "metrics", "crop_size", "pretrained", "command", "licence"),
+    *("base_model", "data"),
 )
 
 
@@ -87,6 +94,16 @@ def require_own(model: Any, info: ModelInfo) -> None:
                 f"{name} {values}: the model takes {channels} channels; give ModelInfo one value "
                 "for each"
             )
+
+
+def with_metrics(info: ModelInfo, metrics: Mapping[str, Any], data: str) -> ModelInfo:
+    """With further metrics, and without the name of the data if these are of others.
+
+    Args:
+        data: name of the data set that the metrics are of, as in `ModelInfo`.
+    """
+    kept = info.data if data == info.data else None
+    return dataclasses.replace(info, metrics={**info.metrics, **metrics}, data=kept)
 
 
 def describe(model: SETR, info: ModelInfo) -> dict[str, Any]:

@@ -5,17 +5,29 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import replace
 
+from setr.arguments.elsewhere_python import answers_keywords
 from setr.arguments.typed import checked
-from setr.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
-from setr.errors import UsageError, similar
+from setr.config import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    replacing,
+)
+from setr.errors import UsageError
 from setr.modern_recipes import FINE_TUNING, crop_windows, modern_recipes
 from setr.paper import paper_config
 from setr.paper_tables import describe, systems
 from setr.published_recipes import published_recipes
 
+_SIZES = {"t": "tiny", "s": "small", "b": "base", "l": "large"}
+"""Of encoders, as mmsegmentation writes them (`vit-l`), and here."""
 _RECIPES: dict[str, tuple[Callable[[], Config], str]] = {}
 """A function that builds the settings, and a one-line description, by recipe name."""
 
@@ -26,6 +38,7 @@ def _register(build: Callable[[], Config]) -> Callable[[], Config]:
     return build
 
 
+@answers_keywords("recipe", lambda name: replacing(name, "use setr.recipe(NAME)."))
 @checked
 def recipe(name: str) -> Config:
     """The settings of a named recipe, writing to `runs/NAME`.
@@ -36,10 +49,26 @@ def recipe(name: str) -> Config:
     if name in systems():
         return replace(paper_config(systems()[name]), recipe=name, out=f"runs/{name}")
     if name not in _RECIPES:
-        near = similar(name, list_recipes())
-        raise UsageError(f"recipe '{name}' is unknown{near} (`setr recipes` lists all)")
+        near = nearest_recipes(name)
+        nearest = f"; nearest: {', '.join(near)}" if near else ""
+        raise UsageError(f"recipe '{name}' is unknown{nearest} (`setr recipes` lists all)")
     build, _ = _RECIPES[name]
     return replace(build(), recipe=name, out=f"runs/{name}")
+
+
+def nearest_recipes(name: str, words: int = 0) -> list[str]:
+    """The recipes, at most three, whose names have most words of this one, then most letters.
+
+    Args:
+        words: how many they must have in common, as `setr`, `pup` and `160k`.
+    """
+    ours = name.lower().replace("-", "_")  # the names' style
+    own = {_SIZES.get(word, word) for word in ours.split("_")}
+    shared = {known: len(own & set(known.split("_"))) for known in list_recipes()}
+    close = difflib.get_close_matches(ours, shared, len(shared), cutoff=0.3)
+    by_letters = difflib.get_close_matches(ours, shared, len(shared), cutoff=0)
+    near = [k for k in by_letters if shared[k] >= words and (k in close or shared[k] > 1)]
+    return sorted(near, key=shared.__getitem__, reverse=True)[:3]
 
 
 def list_recipes() -> dict[str, str]:

@@ -32,7 +32,7 @@ OPTIONS_HERE = {
     "epochs steps": "epochs max-epochs num-train-epochs",
     "eval-every": (
         "check-val-every-n-epoch eval-interval eval-steps eval-strategy evaluation-strategy "
-        "val-check-interval val-every-num-steps val-interval"
+        "no-validate val-check-interval val-every-num-steps val-interval"
     ),
     "flip": "fliplr hflip",
     "flip-vertical": "flipud vflip",
@@ -118,7 +118,7 @@ ADVICE_HERE = {
     "Cohen's kappa is always computed": "cohen-kappa kappa",
     "IoU is always computed, by class; there are no boxes whose overlap to limit": "iou",
     "IoU, Dice, precision and recall of each class are always computed": (
-        "dice dice-score metric metrics per-class"
+        "dice dice-score eval metric metrics per-class"
     ),
     "OMP_NUM_THREADS sets the number of threads": "num-threads threads",
     "QGIS's Zonal histogram counts the classes of a mask in each polygon": (

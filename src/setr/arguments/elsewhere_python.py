@@ -24,7 +24,7 @@ NAMES_ELSEWHERE: dict[str, dict[str, str]] = {
         "TrainingArguments": "setr.recipe(NAME).replace({'train.epochs': 20})",
         "YOLO": "setr.load(MODEL) to predict, setr.train('finetune', data=FOLDER)",
         "create_transform": "setr.load(SOURCE), which prepares images itself",
-        "export": "the command `setr export MODEL --format onnx -o FILE`",
+        "export": "from setr.export import export, or the command `setr export MODEL -o FILE`",
         "inference_model": "setr.load(MODEL).predict(IMAGE)",
         "init_model": "setr.load(MODEL)",
         "list_encoders": "the command `setr models --encoders`",
@@ -39,10 +39,26 @@ NAMES_ELSEWHERE: dict[str, dict[str, str]] = {
         "val": "setr.evaluate(MODEL, DATA)",
     },
     "SETR": {
-        "config": "model.arguments",
+        "backbone": "model.encoder",
+        "blocks": "model.encoder.vit.blocks",
+        "classifier": "model.decoder",
+        "config": "model.arguments; classes are in the info of setr.from_pretrained",
+        "default_cfg": "setr.from_pretrained(SOURCE), whose info has mean, std and crop_size",
+        "embed_dim": "model.encoder.widths, one for each of model.encoder.taps",
+        "feature_info": "model.encoder.widths and taps, and model.encoder.patch_size",
         "forward_features": "model.encoder(images), one map for each of model.encoder.taps",
+        "forward_intermediates": "model.encoder(images), one map for each of model.encoder.taps",
+        "freeze": "model.encoder.freeze(8), of its first blocks, or freeze(-1)",
         "from_pretrained": "model, info = setr.from_pretrained(SOURCE), or setr.load(SOURCE)",
+        "get_classifier": "model.decoder",
+        "get_intermediate_layers": "model.encoder(images), one map for each of model.encoder.taps",
+        "group_matcher": "build_optimizer of setr.training.optim, or model.layer_depth(NAME)",
+        "head": "model.decoder",
+        "num_features": "model.encoder.widths, one for each of model.encoder.taps",
+        "num_labels": "model.num_classes",
+        "patch_size": "model.encoder.patch_size",
         "predict": "setr.load(model, info=setr.ModelInfo(…)).predict(IMAGE)",
+        "pretrained_cfg": "setr.from_pretrained(SOURCE), whose info has mean, std and crop_size",
         "push_to_hub": "setr.push_to_hub(FOLDER, 'owner/name')",
         "reset_classifier": "setr.create_model(NAME, num_classes=K, pretrained=FOLDER)",
         "save_pretrained": "setr.save_pretrained(FOLDER, model, setr.ModelInfo(…))",
@@ -54,7 +70,7 @@ NAMES_ELSEWHERE: dict[str, dict[str, str]] = {
         "embed": "predictor.model.encoder(images), its feature maps",
         "eval": "setr.evaluate(predictor, DATA); the network is predictor.model",
         "evaluate": "setr.evaluate(predictor, DATA)",
-        "export": "the command `setr export MODEL --format onnx -o FILE`",
+        "export": "from setr.export import export, or the command `setr export MODEL -o FILE`",
         "from_pretrained": "setr.load(SOURCE)",
         "half": "setr.load(MODEL, precision='fp16')",
         "id2label": "predictor.classes, whose places are the ids",
@@ -102,11 +118,39 @@ KEYWORDS_ELSEWHERE: dict[str, dict[str, str]] = {
         "encoder_name": "encoder",
         "encoder_weights": "pretrained",
         "features_only": "create_model(…).encoder, which returns feature maps",
+        "id2label": "num_classes; names are the labels of setr.ModelInfo",
         "image_size": "img_size",
         "in_channels": "in_chans",
         "num_labels": "num_classes",
         "out_indices": "taps, which count blocks from 1",
         "weights": "pretrained",
+    },
+    "evaluate": {
+        "batch": "nothing in its place: images are predicted one by one, or by size on a GPU",
+        "batch_size": "nothing in its place: images are predicted one by one, or by size on a GPU",
+        "device": "setr.load(MODEL, device='cuda') as the model",
+        "imgsz": "setr.load(MODEL, short_side=512) as the model",
+        "plots": "the command `setr eval`, which writes a report",
+        "save_json": "json.dump of the figures, or the command `setr eval`, which writes them",
+    },
+    "from_pretrained": {
+        "cache_dir": "the variable HF_HOME",
+        "device_map": "model.to('cuda') afterwards",
+        "dtype": "model.to(torch.bfloat16) afterwards",
+        "ignore_mismatched_sizes": "setr.create_model(NAME, num_classes=K, pretrained=SOURCE)",
+        "local_files_only": "the variable HF_HUB_OFFLINE=1",
+        "num_labels": "setr.create_model(NAME, num_classes=K, pretrained=SOURCE)",
+        "token": "`hf auth login`, or the variable HF_TOKEN",
+        "torch_dtype": "model.to(torch.bfloat16) afterwards",
+    },
+    "load": {
+        "augment": "scales=(0.75, 1, 1.25), flip=True",
+        "conf": "min_confidence",
+        "device_map": "device",
+        "dtype": "precision",
+        "half": "precision='fp16'",
+        "imgsz": "short_side",
+        "torch_dtype": "precision",
     },
     "predict": {
         "augment": "setr.load(MODEL, scales=(0.75, 1, 1.25), flip=True)",
@@ -121,7 +165,15 @@ KEYWORDS_ELSEWHERE: dict[str, dict[str, str]] = {
         "show": "result.show()",
         "stream": "predict_all(SOURCES), which gives one result at a time",
     },
-    "train": {},  # settings, which are found by their names
+    "recipe": {},  # settings, which are found by their names
+    "replace": {},  # the same
+    "train": {  # and settings
+        "callbacks": "trackers=[…], subclasses of setr.Tracker",
+        "eval_dataset": "data=(train, val), two splits as setr.wrap_dataset makes them",
+        "exist_ok": "overwrite=True",
+        "name": "setr.recipe(NAME).replace({'out': 'runs/…'}) as config",
+        "train_dataset": "data=(train, val), two splits as setr.wrap_dataset makes them",
+    },
 }
 """Argument of a function in another toolkit -> what to use here, by the function's name here."""
 
@@ -133,8 +185,8 @@ def answers_keywords(
 
     Args:
         like: key of `KEYWORDS_ELSEWHERE`.
-        hint: what to use for further keywords; empty for those that it does not know, which are
-            left to the function.
+        hint: a clause on further keywords; empty for those that it does not know, which are left to
+            the function.
     """
 
     def answering(function: Callable[P, T]) -> Callable[P, T]:
@@ -143,10 +195,12 @@ def answers_keywords(
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             for name in kwargs:
-                here = "" if name in known else KEYWORDS_ELSEWHERE[like].get(name) or hint(name)
-                if here:
+                if name in known:
+                    continue
+                here = KEYWORDS_ELSEWHERE[like].get(name)
+                if advice := f"use {here}" if here else hint(name):
                     own = function.__name__
-                    raise TypeError(f"{own}() has no argument '{name}'; use {here}")
+                    raise TypeError(f"{own}() has no argument '{name}'; {advice}")
             return function(*args, **kwargs)
 
         return call

@@ -116,9 +116,10 @@ def typed(hint: Any, value: Any, where: str) -> Any:
         except TypeError:
             continue
     shown = value if isinstance(value, str) else plain(value)
-    shown = list(shown) if isinstance(shown, tuple) else shown
+    shown = repr(list(shown) if isinstance(shown, tuple) else shown)
+    shown = f"a {type(value).__name__}" if "\n" in shown else shown[:100]
     wanted = " or ".join(dict.fromkeys(described(*members(kind)) for kind in kinds))
-    raise UsageError(f"{where}: {shown!r:.100}: give {wanted}")
+    raise UsageError(f"{where}: {shown}: give {wanted}")
 
 
 def _converted(hint: Any, value: Any) -> Any:

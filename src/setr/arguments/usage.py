@@ -288,7 +288,8 @@ def _unknown_option(flag: str, options: list[Option], verb: str) -> str:
         ]
         in_steps = "epochs" in name and matches[0].name.endswith("steps")
         unit = " (in steps, not epochs)" if in_steps else ""
-        return f"{command} has no such option; did you mean {' or '.join(shown)}{unit}?"
+        advice = f" ({ADVICE[name]})" if name in ADVICE else ""  # it may mean none of them
+        return f"{command} has no such option; did you mean {' or '.join(shown)}{unit}?{advice}"
     return (
         f"{command} has no such option; {matches[0].placeholder} is written without one: "
         f"{usage(options, verb)}"

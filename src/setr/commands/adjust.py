@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from setr.arguments.choices import Precision
@@ -59,6 +59,7 @@ def run(arguments: list[str]) -> int:
     from setr.fitting import require_fit
     from setr.hub import save_pretrained
     from setr.loading import load
+    from setr.model_info import with_metrics
     from setr.scores.adjustment import (
         ADJUSTED,
         class_biases,
@@ -94,7 +95,7 @@ def run(arguments: list[str]) -> int:
     if given.threshold is not None:
         rare = info.labels.classes[int(searched.pixels[0] >= searched.pixels[1])]
         metrics[f"threshold of {rare}"] = given.threshold
-    save_pretrained(given.out, model, replace(info, metrics={**info.metrics, **metrics}))
+    save_pretrained(given.out, model, with_metrics(info, metrics, dataset.public_name))
     for name, value in zip(info.labels.classes, added, strict=True):
         print(f"{name:<24}{value:+.2f}")
     if given.threshold is not None:

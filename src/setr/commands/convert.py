@@ -99,9 +99,14 @@ def run(arguments: list[str]) -> int:
     require_writable(given.out, "-o")
     labels = known_labels(given.labels) if given.labels else None
     from setr.hub import save_pretrained
+    from setr.weight_files.licences import weights_repository
 
     model, info, report = _into_model(given, labels) if given.model else _whole(given, labels)
-    save_pretrained(given.out, model, dataclasses.replace(info, command=_command(given)))
+    encoder = model.arguments["encoder"]
+    sources = (weights_repository(encoder, source) for source in (given.source, given.pretrained))
+    base_model = next(filter(None, sources), None)
+    info = dataclasses.replace(info, command=_command(given), base_model=base_model)
+    save_pretrained(given.out, model, info)
     if given.json:
         print(json.dumps(dataclasses.asdict(report)))
     else:

@@ -58,6 +58,7 @@ def run(arguments: list[str]) -> int:
     from setr.datasets import open_dataset
     from setr.hub import save_pretrained
     from setr.loading import load
+    from setr.model_info import with_metrics
     from setr.token_shares import Tried, fastest, timed_size, try_shares
 
     predictor = load(given.model, device=given.device, precision=given.precision)
@@ -91,7 +92,8 @@ def run(arguments: list[str]) -> int:
     network.set_merge_tokens(best.share)
     words = [given.model, given.data, "--shares", f"{best.share:g}", "-o", str(given.out)]
     command = shlex.join(["setr", "merge-tokens", *words])
-    metrics = {**info.metrics, f"{given.split} mIoU": round(best.miou, 4)}
-    save_pretrained(given.out, network, replace(info, metrics=metrics, command=command))
+    metrics = {f"{given.split} mIoU": round(best.miou, 4)}
+    info = with_metrics(info, metrics, dataset.public_name)
+    save_pretrained(given.out, network, replace(info, command=command))
     print(f"{best.share:.0%} of the groups merged; written to {given.out}")
     return report_failed(best.figures)

@@ -117,9 +117,9 @@ def _write(
         print(f"{f'and {more} more; ' if more > 0 else ''}{len(picks.chosen)} chosen", flush=True)
     make_folder(given.out)
     if broken := write_list(given.out / "images.txt", picks, places):
-        shown = f"{len(broken)} of the chosen images ({one_line(broken[0])})"
+        which = f"{len(broken)} of the chosen images ({one_line(broken[0])})"
         why = "a name with a line end, which no list can hold; pick.json has them"
-        print(f"setr: warning: not in images.txt: {shown}: {why}", file=sys.stderr)
+        print(f"setr: warning: not in images.txt: {which}: {why}", file=sys.stderr)
     write_picks_csv(given.out / "images.csv", picks)
     write_json(given.out / "pick.json", values)
     pictures: list[ScoredImage] = []

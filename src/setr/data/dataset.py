@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
@@ -81,6 +82,11 @@ class Dataset(_Base):
 
     decoded: ClassVar[bool] = False
     """Whether samples are arrays in memory, without files that could be checked."""
+
+    @property
+    def public_name(self) -> str:
+        """The name without its place, for model cards."""
+        return Path(self.name).name
 
     def __len__(self) -> int:
         return len(self.pairs)

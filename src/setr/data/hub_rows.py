@@ -44,6 +44,12 @@ class HubDataset(Dataset):
         """The fingerprint that the library gives the rows."""
         return str(self.rows._fingerprint)
 
+    @property
+    def public_name(self) -> str:
+        """`owner/name` on the Hub; of a local folder its name."""
+        place, _, _ = _parts(self.name)
+        return super().public_name if Path(place).exists() else place
+
     def _part(self, indices: list[int]) -> Dataset:
         """The rows with these indices."""
         chosen = replace(self, rows=self.rows.select(indices))
@@ -88,12 +94,12 @@ def open_hub(
     """
     hub = import_extra("datasets", "hf", path)
     name = path.removeprefix(HUB)
-    labels = labels or _own_labels(name)
+    labels, problem = (labels, "") if labels else _own_labels(name)
     if labels is None:
         raise UsageError(
-            f"{path}: class names are unknown, as it has no {NAMES}; name a known data set "
-            "(--data.labels in training, --labels elsewhere), or give a YAML file with "
-            f"'path: {path}' and 'classes:' as data"
+            f"{path}: class names are unknown ({problem}); name a known data set (--data.labels in "
+            f"training, --labels elsewhere), or give a YAML file with 'path: {path}' and "
+            "'classes:' as data"
         )
     available = _load_splits(hub, name)
     key, *more = split_names.get(split, (split,))
@@ -132,22 +138,22 @@ def _parts(name: str) -> tuple[str, str, str]:
     return repository, revision, config
 
 
-def _own_labels(name: str) -> Labels | None:
-    """The classes in the file `id2label.json` of a data set, which many on the Hub have."""
+def _own_labels(name: str) -> tuple[Labels | None, str]:
+    """The classes in the file `id2label.json` of a data set, which many have; or why none."""
     place, revision, _ = _parts(name)
     folder = Path(place)
     if not folder.exists():
         source = f"{place}@{revision}" if revision else place
         try:
             folder = fetch(source, (NAMES,), is_complete=_has_names, kind="dataset")
-        except SetrError:  # `load_dataset` says why
-            return None
+        except SetrError as error:
+            return None, str(error).partition(";")[0]
     if not _has_names(folder):
-        return None
+        return None, f"it has no {NAMES}"
     names = names_of_json((folder / NAMES).read_text(encoding="utf-8", errors="replace"))
     if names is None:
         raise DataError(f"{HUB}{name}: {NAMES} does not list names by id")
-    return labels_by_id(names)
+    return labels_by_id(names), ""
 
 
 def _has_names(folder: Path) -> bool:

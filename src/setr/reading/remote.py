@@ -38,10 +38,15 @@ def is_repository(source: str) -> bool:
     A revision is a branch, a tag or a commit. The prefixes `hf-hub:` and `hf_hub:` of timm, `hf:`
     and `hf://` may stand before it.
     """
-    repo_id = _PREFIX.sub("", source).partition("@")[0]
+    repo_id = repository_name(source)
     if Path(repo_id).suffix in WEIGHT_SUFFIXES or Path(source).exists():
         return False
     return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", repo_id))
+
+
+def repository_name(source: str) -> str:
+    """The `owner/name` of a repository, without what may stand before and after it."""
+    return _PREFIX.sub("", source).partition("@")[0]
 
 
 def at_revision(source: str | os.PathLike, revision: str | None) -> str:

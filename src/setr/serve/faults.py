@@ -9,6 +9,12 @@ from setr.serve.bodies import Gone
 from setr.serve.gate import refuse
 from setr.serve.limits import Refusal
 
+_ROUTES = {
+    404: "no such route; POST /v1/segment takes an image, /docs lists the others",
+    405: "not a method of this route; /docs lists them",
+}
+"""What is said of an address that the server does not have, by status."""
+
 
 def handle_errors(app: FastAPI) -> None:
     """Add the handlers."""
@@ -29,7 +35,8 @@ def handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        answer = refuse(request.scope, Refusal(error.status_code, "http", str(error.detail)))
+        said = _ROUTES.get(error.status_code, str(error.detail))
+        answer = refuse(request.scope, Refusal(error.status_code, "http", said))
         for key, value in (error.headers or {}).items():
             answer.headers[key] = value
         return answer

@@ -188,7 +188,6 @@ def build_info(config: Config, labels: Labels, bands: Bands | None = None) -> Mo
         recipe=config.recipe,
         crop_size=config.data.crop_size,
         pretrained=config.model.pretrained and _bare(config.model.pretrained),
-        command=f"setr train config.yaml --out runs/{config.recipe}",
         bands=bands,
     )
 

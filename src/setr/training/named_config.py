@@ -9,7 +9,7 @@ from pathlib import Path
 from setr.config import Config
 from setr.errors import SetrError, UsageError
 from setr.reading.files import require_alive
-from setr.recipes import recipe
+from setr.recipes import nearest_recipes, recipe
 
 
 def named_config(name: str) -> Config:
@@ -33,9 +33,11 @@ def named_config(name: str) -> Config:
             problem = f"{name}: describes a data set, not a run; {_train_on(name)}"
             raise SetrError(problem, code=error.code) from None
     if path.suffix == ".py":
+        near = nearest_recipes(path.stem, words=3)
+        fix = f"the nearest recipes are {', '.join(near)}" if near else "`setr recipes` lists ours"
         raise UsageError(
-            f"{name}: config files of other toolkits are not supported; `setr recipes` lists "
-            "the recipes, and `setr convert` reads checkpoints without such a file"
+            f"{name}: config files of other toolkits are not supported; {fix}, and `setr convert` "
+            "reads checkpoints without such a file"
         )
     if path.name != name:  # recipes have no folders in their names
         raise UsageError(f"{name}: no such run folder or settings file")

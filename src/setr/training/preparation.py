@@ -31,7 +31,12 @@ from setr.training.resolved import build_share, unlabelled_count, with_workers
 from setr.training.runfolder import RunFolder
 from setr.training.splits import open_splits
 from setr.training.teacher import Teacher, open_teacher
-from setr.weight_files.licences import licence_by_name, weights_licence
+from setr.weight_files.licences import (
+    licence_by_name,
+    repository_by_name,
+    weights_licence,
+    weights_repository,
+)
 
 
 class Prepared(NamedTuple):
@@ -104,7 +109,14 @@ def prepare(
     if done > steps:
         problem = f"train.steps {steps}: {folder.out} has {done} already; give at least {done}"
         raise together(UsageError(problem))
-    info = replace(build_info(config, labels, bands), licence=_licence(config, folder))
+    licence, base_model = _origin(config, folder)
+    info = replace(
+        build_info(config, labels, bands),
+        licence=licence,
+        base_model=base_model,
+        data=train.public_name if train.public_name == val.public_name else None,
+        command=_command(config, data, augment),
+    )
     pixels = distributed.on_first(lambda: checked_pixels(config, train, val))
     if extra:
         checked = counting("check distill.images")
@@ -112,15 +124,25 @@ def prepare(
     return Prepared(config, saved_config, train, val, facts, share, pixels, info, teacher, extra)
 
 
-def _licence(config: Config, folder: RunFolder) -> str | None:
-    """Licence of the weights that the run starts from, or that it recorded when it started."""
+def _origin(config: Config, folder: RunFolder) -> tuple[str | None, str | None]:
+    """Licence and repository of the weights that the run starts from, or as it recorded them."""
     encoder = model_settings(config.model.name, encoder=config.model.encoder)["encoder"]
     source = config.model.pretrained
-    if folder.state is None or source is None:
-        return weights_licence(encoder, source)
-    if distributed.on_first(partial(holds_model, folder.out)):
-        return weights_licence(encoder, str(folder.out))
-    return licence_by_name(encoder, source)  # the weights need not be there any more
+    if source and folder.state:
+        if not distributed.on_first(partial(holds_model, folder.out)):
+            # the weights need not be there any more
+            return licence_by_name(encoder, source), repository_by_name(encoder, source)
+        source = str(folder.out)
+    return weights_licence(encoder, source), weights_repository(encoder, source)
+
+
+def _command(config: Config, data: tuple[Dataset, Dataset] | None, augment: Augment | None) -> str:
+    """What repeats the run with the settings that lie beside the model."""
+    given = {"data=(train, val)": data, "augment=augment": augment}
+    objects = [argument for argument, value in given.items() if value is not None]
+    if objects:
+        return f'setr.train("config.yaml", {", ".join(objects)})'
+    return f"setr train config.yaml --out runs/{config.recipe}"
 
 
 def _open_extra(config: Config, train: Dataset) -> Extra | None:

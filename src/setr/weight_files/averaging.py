@@ -27,7 +27,8 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
     Args:
         sources: two or more model directories or Hub names. The test protocol and other settings
             are those of the first. Metrics are dropped, because the mean has not been tested; the
-            licences of all pretrained weights are named.
+            licences of all pretrained weights are named; a data set and weights to start from only
+            if all have the same.
 
     Raises:
         UsageError: fewer than two models, one given twice, or models that differ in architecture
@@ -39,7 +40,7 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
     sources = sources_of(sources)
     model, info = from_pretrained(sources[0])
     state = model.state_dict()
-    licences = {licence_of(model, info)}
+    infos, licences = [info], {licence_of(model, info)}
     sums = {k: v.double() for k, v in state.items() if v.is_floating_point()}
     for source in sources[1:]:
         other, its_info = from_pretrained(source)
@@ -55,6 +56,7 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
                 f"{source}: other classes, label map, bands or normalisation than {sources[0]}; "
                 "only models of one data set can be averaged"
             )
+        infos.append(its_info)
         licences.add(licence_of(other, its_info))
         found = other.state_dict()
         for name, total in sums.items():
@@ -63,7 +65,11 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
         means = {k: (v / len(sources)).to(state[k].dtype) for k, v in sums.items()}
     model.load_state_dict({**state, **means}, assign=True)
     licence = "; ".join(sorted(filter(None, licences))) or None
-    return model.eval(), replace(info, metrics={}, licence=licence)
+    common: dict[str, Any] = {
+        name: getattr(info, name) if len({getattr(one, name) for one in infos}) == 1 else None
+        for name in ("base_model", "data")
+    }
+    return model.eval(), replace(info, metrics={}, licence=licence, **common)
 
 
 def _architecture(model: SETR) -> dict[str, Any]:

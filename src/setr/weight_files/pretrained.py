@@ -167,10 +167,15 @@ def _download(name: str) -> dict[str, Tensor]:
 
 
 def _timm_file(name: str) -> Path:
+    return weights_on_the_hub(timm_repository(name))
+
+
+def timm_repository(name: str) -> str:
+    """The repository on the Hub of timm's weights of this name."""
     from setr._timm import timm
 
     repo_id = timm.get_pretrained_cfg(name).hf_hub_id or "timm/"
-    return weights_on_the_hub(f"{repo_id}{name}" if repo_id.endswith("/") else repo_id)
+    return f"{repo_id}{name}" if repo_id.endswith("/") else repo_id
 
 
 def weights_on_the_hub(repo_id: str) -> Path:
