@@ -16,10 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 40, 680, 20, 180
 
 
 def loss_curves(log: Path) -> str:
-    """The main head's loss in training and on the validation split.
-
-    Validation losses are compared with the main head's alone; logs of older versions have none.
-    """
+    """The main head's loss in training and on the validation split."""
     training, validation = [], []
     for line in read_lines(log):
         step, val = line["step"], line.get("val")
