@@ -32,9 +32,10 @@ from setr.data import dataset, scenes
 from setr.engine import train
 from setr.errors import SetrError
 from setr.hub import save_pretrained
+from setr.model import SETR
 from setr.model_info import ModelInfo
 from setr.scores import scored_images
-from setr.training import best, updates
+from setr.training import best, sources, updates
 from setr.training import run as running
 from setr.training.loss_scale import LossScaler
 from setr.training.parallel import local
@@ -67,6 +68,7 @@ def settings(out: Path, case: str) -> Config:
         "patient": {"eval_every": 1, "patience": 2},
         "seeds": {"seed": int(os.environ.get("RANK", 0))},
         "taught": {"accumulate": 2},
+        "exact": {"steps": 4, "accumulate": 2, "loss": "focal", "class_weights": "auto"},
     }[case]
     config = tiny_config(out / case, **{"steps": STEPS, "batch_size": 4, **options})
     # gentle, so that rounding grows slowly: where it flips a ReLU, weights differ by more than 1e-6
@@ -81,6 +83,10 @@ def settings(out: Path, case: str) -> Config:
     if case == "halves":  # many processors take long for products in fp16
         small = {"model.img_size": 32, "data.crop_size": (32, 32), "model.lora_rank": 2}
         config = config.replace({**small, "optim.name": "adamw"})
+    if case == "exact":  # what lets rounding grow within a few steps
+        adamw = {"optim.name": "adamw", "optim.clip_grad": 0.5, "optim.layer_decay": 0.75}
+        upernet = {"model.name": "upernet_nano", "model.taps": None, "data.rare_class_crops": 0.5}
+        config = config.replace({**adamw, **upernet, "optim.weight_decay": 0.05, "train.ema": 0.9})
     if case == "nowhere":
         config = config.replace({"data.root": "nowhere"})
     if case in ("examined", "failing"):  # four images for one process, three for the other
@@ -204,6 +210,33 @@ def in_halves() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def in_fp64(out: Path) -> Iterator[None]:
+    """The case "exact", without dropout; writes weights and moving average in place of a model."""
+    build, see, weigh = running.build_model, sources.normalize, running.build_weights
+
+    def built(*arguments: Any) -> SETR:
+        model = build(*arguments).double()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout2d):
+                module.p = 0.0
+        return model
+
+    def finish(self: running.Run) -> dict[str, Any]:
+        if distributed.rank() == 0:
+            assert self.ema
+            torch.save([self.model.state_dict(), self.ema.state], out / "exact.pt")
+        return {}
+
+    with (
+        patch.object(running, "build_model", built),
+        patch.object(running, "build_weights", lambda *given: weigh(*given).double()),
+        patch.object(sources, "normalize", lambda *given: see(*given).double()),
+        patch.object(running.Run, "finish", finish),
+    ):
+        yield
+
+
 def scored() -> Fault:
     """Step 2 is the best one."""
     figures = itertools.chain([0.2, 0.5, 0.3], itertools.repeat(0.4))
@@ -277,6 +310,7 @@ def main() -> None:
             "unreadable": unreadable,
             "overflows": overflowing,
             "halves": in_halves,
+            "exact": lambda: in_fp64(out),
             "examined": struck_in_a_test,
             "failing": failing_in_a_test,
             "tested": struck_in_a_test,
