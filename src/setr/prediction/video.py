@@ -115,12 +115,12 @@ class VideoReader:
             return open_file(self.path)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        found, frame = self._read()
+        found, frame = read_on(self._file)
         if not found:
             raise SetrError(f"{self.name}: holds no frame that can be read")
         is_checked = False
         while found:
-            found, following = self._read()
+            found, following = read_on(self._file)
             is_alone = not found and not self.number
             if not is_checked and (is_alone or (found and np.array_equal(frame, following))):
                 is_checked = True
@@ -128,15 +128,6 @@ class VideoReader:
             self.number += 1
             yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
             frame = following
-
-    def _read(self) -> tuple[bool, np.ndarray]:
-        """The next frame; damaged ones before it are left out, which OpenCV tells like the end."""
-        began = time.monotonic()
-        for _ in range(MOST_DAMAGED):
-            found, frame = self._file.read()
-            if found or time.monotonic() - began > DAMAGED_SECONDS:
-                break
-        return found, frame
 
     def _require_progressive(self, count: int) -> None:
         """Refuse a video if its first frames are interlaced and OpenCV does not read them."""
@@ -171,6 +162,16 @@ def open_file(path: str | os.PathLike) -> cv2.VideoCapture:
     has_ffmpeg = cv2.CAP_FFMPEG in cv2.videoio_registry.getStreamBackends()
     reader = cv2.CAP_FFMPEG if has_ffmpeg else cv2.CAP_ANY
     return cv2.VideoCapture(os.path.abspath(path), reader)  # never `protocol:name`
+
+
+def read_on(file: cv2.VideoCapture) -> tuple[bool, np.ndarray]:
+    """The next frame; damaged ones before it are left out, which OpenCV tells like the end."""
+    began = time.monotonic()
+    for _ in range(MOST_DAMAGED):
+        found, frame = file.read()
+        if found or time.monotonic() - began > DAMAGED_SECONDS:
+            break
+    return found, frame
 
 
 def for_ffmpeg(address: str) -> str:
