@@ -267,6 +267,16 @@ def test_an_interlaced_stream_is_refused(source_is, monkeypatch):
         wait_for(lambda: reader._count == 9)
 
 
+def test_a_stream_with_an_end_is_read_on_behind_a_damaged_frame(source_is, monkeypatch):
+    source = source_is(Source(30, announced=30))
+    read, asked = source.read, []
+    monkeypatch.setattr(
+        source, "read", lambda: (False, None) if asked.append(0) or len(asked) == 5 else read()
+    )
+    with LiveReader("http://host/finished.m3u8") as reader:
+        assert sum(1 for _ in reader) == 30
+
+
 def test_an_error_in_a_stream_with_an_end_is_told(source_is, monkeypatch):
     source = source_is(Source(60, announced=60))
     read = source.read

@@ -21,6 +21,7 @@ from setr.data import scenes
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
 from setr.hub import save_pretrained
 from setr.images import encode_png
+from setr.prediction import video
 from setr.prediction.filming import predict_video
 from setr.prediction.streams import Stream, predict_stream
 from setr.prediction.video import VideoReader, VideoWriter
@@ -75,6 +76,32 @@ def test_an_interlaced_video_is_read_rightly_or_refused(count, tmp_path):
     with contextlib.suppress(SetrError):
         found = [frame.mean() for frame in frames(tmp_path / "tv.mpg")]
     assert found in (None, pytest.approx([60, 119, 180][:count], abs=2))
+
+
+def test_frames_behind_a_damaged_one_are_read(tmp_path, monkeypatch):
+    """OpenCV says of a damaged packet of H.264 what it says of the end, and reads on if asked."""
+
+    class Damaged:
+        def __init__(self, file: cv2.VideoCapture) -> None:
+            self.file, self.asked = file, 0
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.file, name)
+
+        def read(self) -> tuple[bool, np.ndarray | None]:
+            self.asked += 1
+            found, frame = self.file.read()
+            return (False, None) if self.asked in (1, 3, 4) else (found, frame)
+
+    clip = write_clip(tmp_path / "clip.mp4")
+    whole = list(frames(clip))
+    monkeypatch.setattr(
+        video, "open_file", lambda path, opened=video.open_file: Damaged(opened(path))
+    )
+    found = list(frames(clip))
+    assert [(one == two).all() for one, two in zip(found, [whole[1], whole[4]], strict=True)] == [
+        True
+    ] * 2
 
 
 def test_a_still_video_is_read(tmp_path):

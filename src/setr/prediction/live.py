@@ -31,6 +31,7 @@ from setr.prediction.video import (
     for_ffmpeg,
     open_address,
     quiet_opencv,
+    read_on,
 )
 from setr.processes.interrupt import Stopped
 from setr.reading.urls import is_url, require_allowed, split_url, url_name, without_password
@@ -266,7 +267,7 @@ class LiveReader:
             while not self._closing:
                 asked = time.monotonic()
                 self._hangs = asked + 2 * SECONDS  # OpenCV gives up earlier
-                found, frame = capture.read()
+                found, frame = read_on(capture) if self.announced else capture.read()
                 came = time.monotonic()
                 if not found:
                     self._problem = _silence() if came - asked > 0.95 * SECONDS else ""

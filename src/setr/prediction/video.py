@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,10 @@ OPEN_SECONDS = 15.0
 """An address that does not open in this time is given up."""
 SECONDS = 10.0
 """A source that sends no frame for this time is given up."""
+MOST_DAMAGED = 250
+"""So many frames in a row that cannot be read are the end of a file."""
+DAMAGED_SECONDS = 1.0
+"""So are those for which OpenCV takes this time, as where an address sends nothing more."""
 
 
 def is_video(source: Any) -> bool:
@@ -110,12 +115,12 @@ class VideoReader:
             return open_file(self.path)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        found, frame = self._file.read()
+        found, frame = read_on(self._file)
         if not found:
             raise SetrError(f"{self.name}: holds no frame that can be read")
         is_checked = False
         while found:
-            found, following = self._file.read()
+            found, following = read_on(self._file)
             is_alone = not found and not self.number
             if not is_checked and (is_alone or (found and np.array_equal(frame, following))):
                 is_checked = True
@@ -157,6 +162,16 @@ def open_file(path: str | os.PathLike) -> cv2.VideoCapture:
     has_ffmpeg = cv2.CAP_FFMPEG in cv2.videoio_registry.getStreamBackends()
     reader = cv2.CAP_FFMPEG if has_ffmpeg else cv2.CAP_ANY
     return cv2.VideoCapture(os.path.abspath(path), reader)  # never `protocol:name`
+
+
+def read_on(file: cv2.VideoCapture) -> tuple[bool, np.ndarray]:
+    """The next frame; damaged ones before it are left out, which OpenCV tells like the end."""
+    began = time.monotonic()
+    for _ in range(MOST_DAMAGED):
+        found, frame = file.read()
+        if found or time.monotonic() - began > DAMAGED_SECONDS:
+            break
+    return found, frame
 
 
 def for_ffmpeg(address: str) -> str:
