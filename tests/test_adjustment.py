@@ -404,6 +404,17 @@ def test_a_model_with_another_threshold_has_the_figures_that_eval_shows(tmp_path
     assert after["accuracy"]["scratch"] != before["accuracy"]["scratch"]
 
 
+def test_the_card_names_the_threshold_of_all_adjustments(tmp_path):
+    model, parts = two_classes(tmp_path)
+    for source, name, threshold in (("model", "one", "0.3"), ("one", "two", "0.7")):
+        words = ["adjust", str(tmp_path / source), str(parts), "-o", str(tmp_path / name)]
+        assert main([*words, "--threshold", threshold, "--workers", "0"]) == OK
+    card = json.loads((tmp_path / "two" / "config.json").read_text())["metrics"]
+    assert card["threshold of scratch"] == 0.5
+    first, last = (load(path).network.state_dict() for path in (model, tmp_path / "two"))
+    assert all(torch.allclose(value, last[name], atol=1e-6) for name, value in first.items())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -65,6 +65,7 @@ def run(arguments: list[str]) -> int:
         class_biases,
         find_offsets,
         shift_logits,
+        threshold_after,
         threshold_offsets,
     )
 
@@ -94,7 +95,8 @@ def run(arguments: list[str]) -> int:
     metrics: dict[str, Any] = {f"{given.split} mIoU": score, ADJUSTED: given.split}
     if given.threshold is not None:
         rare = info.labels.classes[int(searched.pixels[0] >= searched.pixels[1])]
-        metrics[f"threshold of {rare}"] = given.threshold
+        name = f"threshold of {rare}"
+        metrics[name] = threshold_after(info.metrics.get(name, 0.5), given.threshold)
     save_pretrained(given.out, model, with_metrics(info, metrics, dataset.public_name))
     for name, value in zip(info.labels.classes, added, strict=True):
         print(f"{name:<24}{value:+.2f}")

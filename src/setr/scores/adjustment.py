@@ -106,6 +106,12 @@ def threshold_offsets(threshold: float, pixels: np.ndarray) -> np.ndarray:
     return np.array([raised, -raised] if pixels[0] < pixels[1] else [-raised, raised], np.float32)
 
 
+def threshold_after(first: float, second: float) -> float:
+    """The threshold of a model that was given one, and then another one: their log-odds add up."""
+    odds = first / (1 - first) * second / (1 - second)
+    return round(odds / (1 + odds), 6)
+
+
 def shift_logits(model: SETR, offsets: np.ndarray) -> None:
     """Add offsets (K,) to the logits of a model in place, in the bias of its last layer."""
     bias = class_biases(model)
