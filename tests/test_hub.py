@@ -124,6 +124,14 @@ def test_a_signal_between_the_files_of_a_model_waits_for_the_rest(folder, monkey
     assert {path.name for path in folder.iterdir()} == {*MODEL}
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_no_description(folder):
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(SetrError, match=r"config\.json: is no file$"):
+        from_pretrained(folder)
+
+
 def test_an_error_of_the_machine_is_none_of_the_model(folder, monkeypatch):
     def fail(**_: object) -> None:
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")

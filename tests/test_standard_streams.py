@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -179,6 +180,27 @@ def test_signals_end_every_command_as_ctrl_c_does(number, monkeypatch, capsys, t
     assert main(["recipes"]) == INTERRUPTED
     assert cleared == [number]
     assert signal.getsignal(number) is before
+    assert capsys.readouterr().err == "setr: interrupted\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_wait_until_torch_is_loaded(number, monkeypatch, capsys):
+    """Its modules of C++ end the process with a dump of all frames when an exception passes."""
+    torch = types.SimpleNamespace(__spec__=types.SimpleNamespace(_initializing=True))
+    loaded = []
+
+    def work(_: list[str]) -> int:
+        signal.raise_signal(number)
+        time.sleep(0.2)
+        torch.__spec__._initializing = False
+        loaded.append(number)
+        time.sleep(10)
+        return OK
+
+    monkeypatch.setattr("setr.commands.recipes.run", work)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert main(["recipes"]) == INTERRUPTED
+    assert loaded == [number]
     assert capsys.readouterr().err == "setr: interrupted\n"
 
 

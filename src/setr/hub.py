@@ -228,6 +228,8 @@ def holds_model(folder: Path) -> bool:
 def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
     config, weights = folder / "config.json", folder / "model.safetensors"
     _finish_saving(folder)
+    if config.exists() and not config.is_file():  # a pipe would be waited for
+        raise SetrError(f"{config}: is no file")
     try:
         values = json_of(config.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("format") != FORMAT:

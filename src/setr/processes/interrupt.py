@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -85,10 +88,11 @@ def ending_by_signals() -> Iterator[None]:
     """Context manager in which SIGTERM and SIGHUP raise `KeyboardInterrupt`, as Ctrl-C does.
 
     Files that are being written are then removed. Signals that this process ignores or handles are
-    left alone.
+    left alone. All wait until torch is loaded, which an exception would abort with a dump.
     """
     previous: dict[int, Any] = {}
-    found = [number for number in stop_signals() if signal.getsignal(number) is signal.SIG_DFL]
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    found = [number for number in stop_signals() if signal.getsignal(number) in usual]
     try:
         with contextlib.suppress(ValueError):  # not in the main thread
             for number in found:
@@ -121,5 +125,11 @@ def stop_signals() -> list[int]:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)  # a second one would end the clearing up
+    if getattr(getattr(sys.modules.get("torch"), "__spec__", None), "_initializing", False):
+        again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+        return
+    if number != signal.SIGINT:
+        signal.signal(number, signal.SIG_IGN)  # a second one would end the clearing up
     raise KeyboardInterrupt
