@@ -18,7 +18,7 @@ from setr.datasets import open_dataset
 from setr.engine import train
 from setr.errors import DATA_CHECK_FAILED, FAILED, OK, USAGE, SetrError
 from setr.evaluation import evaluate
-from setr.hub import save_pretrained
+from setr.hub import from_pretrained, save_pretrained
 from setr.images import encode_png
 from setr.inference import normalize, score_blocks
 from setr.labels import Labels
@@ -411,7 +411,7 @@ def test_the_card_names_the_threshold_of_all_adjustments(tmp_path):
         assert main([*words, "--threshold", threshold, "--workers", "0"]) == OK
     card = json.loads((tmp_path / "two" / "config.json").read_text())["metrics"]
     assert card["threshold of scratch"] == 0.5
-    first, last = (load(path).network.state_dict() for path in (model, tmp_path / "two"))
+    first, last = (from_pretrained(path)[0].state_dict() for path in (model, tmp_path / "two"))
     assert all(torch.allclose(value, last[name], atol=1e-6) for name, value in first.items())
 
 
