@@ -39,6 +39,8 @@ from setr.writing import write_bytes
 for package in ("openvino", "nncf", "ray"):  # some tests import them before setr does
     unreported(package)
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):  # commands respect `nohup`, under which the tests may run, too
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

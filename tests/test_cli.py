@@ -345,7 +345,7 @@ def test_the_device_is_no_part_of_what_a_run_is():
             "CPUs compute in bf16 or fp32",
         ),
         ("adjust MODEL scenes:4 -o OUT --workers -1", "--workers -1: give 0 or more"),
-        ("average NONE NONE -o OUT", "no such model directory"),
+        ("average NONE MODEL -o OUT", "no such model directory"),
         ("bench MODEL --size 0 3", "--size 0 3: give at least 1"),
         ("convert NONE -o OUT", "no such weight file"),
         ("explain attention MODEL NONE", "no such file"),

@@ -38,9 +38,8 @@ from setr.reading.storage import Storage, result_test
 from setr.scores.submissions import Submission, check_submission
 from setr.writing import make_folder
 
-NAMING = ("precision", "protocol", "window", "pack", "bands", "value_range", "scales", "flip",
-          "no_flip", "min_confidence", "short_side")  # fmt: skip
-"""Options that enter the name of every run."""
+LATER = ("scales", "flip", "no_flip", "min_confidence", "short_side")
+"""Options that enter a run's name only where they are given, so that older names stay valid."""
 LIMITS = ("max_pixels", "allow_urls", "device")
 """Options that decide which images fail."""
 
@@ -137,15 +136,19 @@ def predict(
 def _writers(given: Arguments) -> WriterOf:
     """What writes the results of a stream, or of images for None."""
     run_name, options = run_names(given.model), _output_options(given)
-    settings = [None if given.exact else given.batch, *(getattr(given, name) for name in NAMING)]
+    by_bands = [given.bands, given.value_range]
+    settings: list[Any] = [given.precision, given.protocol, given.window, given.pack]
+    settings += [None if given.exact else given.batch, *filter(None, by_bands)]
+    if chosen := {name: value for name in LATER if (value := getattr(given, name))}:
+        settings.append(chosen)
 
-    def writer(default: str) -> OutputWriter:
+    def writer(default: str, *more: Any) -> OutputWriter:
         kinds = parse_kinds(given.save or default)
-        run = run_name([sorted(kinds), options, *settings])
+        run = run_name([sorted(kinds), options, *settings, *more])
         return OutputWriter(given.out, kinds, run, given.pack != "no", options)
 
-    image, video = writer("mask"), writer("overlay")
-    return lambda stream: video if stream is not None and stream.is_video else image
+    image, video, raster = writer("mask"), writer("overlay"), writer("mask", *by_bands)
+    return lambda stream: image if stream is None else video if stream.is_video else raster
 
 
 def _output_options(given: Arguments) -> dict[str, Any]:
