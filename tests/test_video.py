@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import json
+import math
 import os
 import signal
 import sys
@@ -102,6 +103,44 @@ def test_frames_behind_a_damaged_one_are_read(tmp_path, monkeypatch):
     assert [(one == two).all() for one, two in zip(found, [whole[1], whole[4]], strict=True)] == [
         True
     ] * 2
+
+
+class Timed:
+    """A capture whose frames have other times, in milliseconds."""
+
+    def __init__(self, file: cv2.VideoCapture, times: list[float]) -> None:
+        self.file, self.times, self.asked = file, times, -1
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.file, name)
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        self.asked += 1
+        return self.file.read()
+
+    def get(self, what: int) -> float:
+        is_time = what == cv2.CAP_PROP_POS_MSEC
+        return self.times[self.asked] if is_time else self.file.get(what)
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "places"),
+    [
+        ("clip.webm", [40, 140, 240, 740, 840], [0, 1, 2, 7, 8]),  # at 10 frames a second
+        ("clip.mkv", [0, 99, 201, 210, 300], [0, 1, 2, 2, 3]),
+        ("clip.mkv", [0, 0, 0, 0, 0], [0, 1, 2, 3, 4]),
+        ("clip.mkv", [0, 9e15, -9e15, math.nan, math.inf], [0, 1, 2, 3, 4]),
+        ("clip.mp4", [0, 100, 200, 700, 800], [0, 1, 2, 3, 4]),
+    ],
+)
+def test_frames_of_webm_and_matroska_keep_their_times(name, times, places, tmp_path, monkeypatch):
+    write_clip(tmp_path / "clip.mp4").rename(tmp_path / name)  # OpenCV goes by the content
+    monkeypatch.setattr(
+        video, "open_file", lambda path, opened=video.open_file: Timed(opened(path), times)
+    )
+    with VideoReader(tmp_path / name) as reader:
+        reader.rate = 10.0
+        assert [reader.place for _ in reader] == places
 
 
 def test_a_still_video_is_read(tmp_path):

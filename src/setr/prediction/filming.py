@@ -41,7 +41,8 @@ class VideoReport:
     Attributes:
         files: videos and folders written.
         frames: number of frames segmented.
-        announced: number of frames by the file's header; fewer are readable if it is truncated.
+        announced: number of frames by the file's header, where it is truncated; else `frames`, or 0
+            if the header has none.
         dropped: number of frames of a live source that came while the model was busy.
         reconnects: how often it broke off and went on.
         ended: why a live source has no more frames, empty if that was asked for.
@@ -110,8 +111,10 @@ def predict_video(
             on_frame(done, reader.announced)
     files = [writer.path for writer in writers.values()] + ([stem] if single else [])
     means = {name: total / done for name, total in shares.most_common()}
+    is_cut = (done if live else reader.place + 1) < reader.announced
+    announced = reader.announced if is_cut else min(done, reader.announced)
     return VideoReport(
-        files, done, reader.announced, reader.dropped, reader.reconnects, reader.ended, means
+        files, done, announced, reader.dropped, reader.reconnects, reader.ended, means
     )
 
 

@@ -33,6 +33,10 @@ OPEN_SECONDS = 15.0
 """An address that does not open in this time is given up."""
 SECONDS = 10.0
 """A source that sends no frame for this time is given up."""
+TIMED = (".webm", ".mkv")
+"""Endings of files that announce the highest rate of a video, not the mean."""
+LONGEST_GAP = 3600.0
+"""Times of frames that are further apart in seconds are damaged."""
 MOST_DAMAGED = 250
 """So many frames in a row that cannot be read are the end of a file."""
 DAMAGED_SECONDS = 1.0
@@ -94,6 +98,8 @@ class VideoReader:
         self.name = without_password(self.path)
         self.is_live, self.dropped, self.reconnects, self.ended = False, 0, 0, ""
         self.rate, self.announced, self.number = 25.0, 0, 0
+        self._index, self._began = -1, math.nan
+        self._is_timed = Path(self.name.partition("?")[0]).suffix.lower() in TIMED
 
     def __enter__(self) -> VideoReader:
         self._file = self._opened()
@@ -120,6 +126,7 @@ class VideoReader:
             raise SetrError(f"{self.name}: holds no frame that can be read")
         is_checked = False
         while found:
+            self._index = self._indexed()
             found, following = read_on(self._file)
             is_alone = not found and not self.number
             if not is_checked and (is_alone or (found and np.array_equal(frame, following))):
@@ -141,8 +148,16 @@ class VideoReader:
 
     @property
     def place(self) -> int:
-        """Index of the current frame."""
-        return self.number - 1
+        """Index of the current frame; by its time where the rate is not the mean."""
+        return self._index
+
+    def _indexed(self) -> int:
+        """Index of the frame that was just read."""
+        at = self._file.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        self._began = at if math.isnan(self._began) else self._began
+        ahead = (at - self._began) * self.rate - self._index
+        is_sound = self._is_timed and 0 < ahead <= LONGEST_GAP * self.rate
+        return self._index + (round(ahead) if is_sound else 1)
 
     def __exit__(self, *_: Any) -> None:
         self._file.release()
