@@ -2,7 +2,8 @@
 
     python benchmarks/camvid/drawn.py FOLDER
 
-writes what `setr demo` sees (1600 scenes to train on, 100 to test on) and 50 others for validation.
+writes 1600 scenes to train on (`setr demo` takes the first 1000), 50 to validate on, and the 100
+that the demo is tested on.
 """
 
 from __future__ import annotations
