@@ -11,7 +11,7 @@ import torch
 
 from setr.weight_files.flexible_layouts import convolution, plain_names
 from setr.weight_files.frames import is_of_dates, of_one_date
-from setr.weight_files.naming import Rule, Tensors, Translation, rename
+from setr.weight_files.naming import Rule, Tensors, Translation, rename, start_of, with_batch_axis
 from setr.weight_files.relative_bias import TABLE, part_bias, spread_shared_table, without_pairs
 
 PREFIX = (
@@ -51,7 +51,7 @@ def timm(tensors: Tensors) -> Translation:
     dialect = "deit" if "dist_token" in renamed else "timm"
     if is_of_dates(renamed):
         dialect, renamed = "prithvi", of_one_date(renamed)
-    return Translation(dialect, renamed, whole=False, unexpected=unexpected + outside)
+    return Translation(dialect, renamed, unexpected + outside)
 
 
 def _inner_norm(found: re.Match) -> str:
@@ -61,10 +61,6 @@ def _inner_norm(found: re.Match) -> str:
 
 def huggingface(tensors: Tensors) -> Translation:
     """A ViT, DeiT, BEiT or DINOv2 checkpoint of transformers, up to version 4 or from 5 on."""
-    patches = "embeddings.patch_embeddings.projection.weight"
-    start = next((n.removesuffix(patches) for n in tensors if n.endswith(patches)), "")
-    outside = [n for n in tensors if not n.startswith(start)]  # text models, decoders
-    bare = {n.removeprefix(start): value for n, value in tensors.items() if n.startswith(start)}
     layer = r"(?:encoder\.layer|layers)\.(\d+)\."
     rules: list[Rule] = [
         (r"embeddings\.cls_token", "cls_token"),
@@ -94,13 +90,13 @@ def huggingface(tensors: Tensors) -> Translation:
         (layer + r"layer_scale([12])\.lambda1", r"blocks.\1.ls\2.gamma"),
         (r"layernorm\.(.+)", r"norm.\1"),
     ]
-    renamed, unexpected = rename(without_pairs(bare), rules)
+    start = start_of(tensors, r"embeddings\.patch_embeddings\.projection\.weight")
+    renamed, unexpected = rename(without_pairs(tensors), rules, start)
     for name in [name for name in renamed if re.search(r"\.attn\.[qv]\.bias$", name)]:
         stem, _, part = name.removesuffix(".bias").rpartition(".")
         if f"{stem}.k.bias" not in renamed:  # BEiT's keys have none
             renamed[f"{stem}.{part}_bias"] = renamed.pop(name)
-    joined = _join_qkv(spread_shared_table(renamed))
-    return Translation("huggingface", joined, whole=False, unexpected=unexpected + outside)
+    return Translation("huggingface", _join_qkv(spread_shared_table(renamed)), unexpected)
 
 
 def dinov3(tensors: Tensors) -> Translation:
@@ -138,33 +134,28 @@ def dinov3(tensors: Tensors) -> Translation:
     renamed, unexpected = rename(bare, rules)
     for name in [name for name in renamed if name.endswith(".attn.qkv.bias")]:
         part_bias(renamed, name)  # DINOv3 masks the bias of the key
-    return Translation("dinov3", _join_qkv(renamed), whole=False, unexpected=unexpected)
+    return Translation("dinov3", _join_qkv(renamed), unexpected)
 
 
 def siglip(tensors: Tensors) -> Translation:
     """SigLIP, SigLIP 2 (also NaFlex) or CLIP of transformers, without text model and head."""
-    key = "embeddings.patch_embedding.weight"
-    start = next(name.removesuffix(key) for name in tensors if name.endswith(key))
-    layer = re.escape(start) + r"encoder\.layers\.(\d+)\."
+    layer = r"encoder\.layers\.(\d+)\."
     rules: list[Rule] = [
-        (re.escape(start) + r"embeddings\.patch_embedding\.(.+)", r"patch_embed.proj.\1"),
-        (re.escape(start) + r"embeddings\.position_embedding\.weight", "pos_embed"),
-        (re.escape(start) + r"embeddings\.class_embedding", "cls_token"),
-        (re.escape(start) + r"pre_layrnorm\.(.+)", r"norm_pre.\1"),
+        (r"embeddings\.patch_embedding\.(.+)", r"patch_embed.proj.\1"),
+        (r"embeddings\.position_embedding\.weight", "pos_embed"),
+        (r"embeddings\.class_embedding", "cls_token"),
+        (r"pre_layrnorm\.(.+)", r"norm_pre.\1"),
         (layer + r"self_attn\.([qkv])_proj\.(.+)", r"blocks.\1.attn.\2.\3"),
         (layer + r"self_attn\.out_proj\.(.+)", r"blocks.\1.attn.proj.\2"),
         (layer + r"layer_norm([12])\.(.+)", r"blocks.\1.norm\2.\3"),
         (layer + r"(mlp\.fc[12]\..+)", r"blocks.\1.\2"),
-        (re.escape(start) + r"post_layernorm\.(.+)", r"norm.\1"),
+        (r"post_layernorm\.(.+)", r"norm.\1"),
     ]
-    named, unexpected = rename(tensors, rules)
-    named["pos_embed"] = named["pos_embed"][None]
+    start = start_of(tensors, r"embeddings\.patch_embedding\.weight")
+    named, unexpected = rename(tensors, rules, start)
     named["patch_embed.proj.weight"] = convolution(named["patch_embed.proj.weight"])
-    is_clip = "cls_token" in named
-    if is_clip:
-        named["cls_token"] = named["cls_token"][None, None]
-    dialect = "clip" if is_clip else "siglip"
-    return Translation(dialect, _join_qkv(named), whole=False, unexpected=unexpected)
+    dialect = "clip" if "cls_token" in named else "siglip"
+    return Translation(dialect, _join_qkv(with_batch_axis(named)), unexpected)
 
 
 def google(tensors: Tensors) -> Translation:
@@ -205,7 +196,7 @@ def google(tensors: Tensors) -> Translation:
         elif re.search(r"mlp\.fc\d\.weight", name):
             value = value.T
         plain[name.replace("attn.o.", "attn.proj.")] = value.contiguous()
-    return Translation("google", _join_qkv(plain), whole=False, unexpected=unexpected)
+    return Translation("google", _join_qkv(plain), unexpected)
 
 
 def _join_qkv(tensors: Tensors) -> Tensors:
@@ -224,4 +215,4 @@ def _join_qkv(tensors: Tensors) -> Tensors:
 
 def resnet(tensors: Tensors) -> Translation:
     """ResNets of torchvision and timm, which already have our names."""
-    return Translation("resnet", tensors, whole=False)
+    return Translation("resnet", tensors)

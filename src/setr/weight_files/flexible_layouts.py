@@ -48,22 +48,24 @@ def radio(tensors: Tensors) -> Translation:
     ]
     named, unexpected = rename(tensors, rules)
     weight, tokens = named[f"{_PROJ}.weight"], named["cls_token"]
-    side = math.isqrt(weight.shape[1] // 3)
     named |= {
-        f"{_PROJ}.weight": linear_patches(weight, (side, side), channels_last=False),
+        f"{_PROJ}.weight": convolution(weight, channels_last=False),
         f"{_PROJ}.bias": weight.new_zeros(len(weight)),
         "cls_token": tokens[None, :1].clone(),
         "reg_token": tokens[None, 1:].clone(),
     }
     filled = [f"encoder.vit.{_PROJ}.bias"]
-    return Translation("radio", named, whole=False, unexpected=unexpected, filled=filled)
+    return Translation("radio", named, unexpected, filled=filled)
 
 
-def convolution(weight: Tensor) -> Tensor:
-    """The convolution for a linear layer on flat patches, of RGB images or 16 pixels a side."""
+def convolution(weight: Tensor, *, channels_last: bool = True) -> Tensor:
+    """The convolution for a linear layer on flat patches, of RGB images or 16 pixels a side.
+
+    One that is a convolution already stays as it is; arguments as of `linear_patches`.
+    """
     if weight.ndim != 2:
         return weight
     length = weight.shape[1]
     side = math.isqrt(length // 3)
     side = side if 3 * side * side == length else 16
-    return linear_patches(weight, (side, side)).contiguous()
+    return linear_patches(weight, (side, side), channels_last=channels_last).contiguous()

@@ -7,12 +7,9 @@ left out.
 
 from __future__ import annotations
 
-import math
-import re
-
 from setr.errors import SetrError
-from setr.layers.patch_embedding import linear_patches
-from setr.weight_files.naming import Rule, Tensors, Translation, rename
+from setr.weight_files.flexible_layouts import convolution
+from setr.weight_files.naming import Rule, Tensors, Translation, rename, start_of, with_batch_axis
 
 
 def openclip(tensors: Tensors) -> Translation:
@@ -26,14 +23,13 @@ def openclip(tensors: Tensors) -> Translation:
     start = next((s for s in ends if f"{s}conv1.weight" in tensors), None)
     if start is None:
         raise SetrError("is a text model, or a CLIP whose image encoder is not a ViT")
-    inside = re.escape(start)
-    layer = inside + r"transformer\.resblocks\.(\d+)\."
+    layer = r"transformer\.resblocks\.(\d+)\."
     rules: list[Rule] = [
-        (inside + r"conv1\.(.+)", r"patch_embed.proj.\1"),
-        (inside + "class_embedding", "cls_token"),
-        (inside + "positional_embedding", "pos_embed"),
-        (inside + r"ln_pre\.(.+)", r"norm_pre.\1"),
-        (inside + r"ln_post\.(.+)", r"norm.\1"),
+        (r"conv1\.(.+)", r"patch_embed.proj.\1"),
+        (r"class_embedding", "cls_token"),
+        (r"positional_embedding", "pos_embed"),
+        (r"ln_pre\.(.+)", r"norm_pre.\1"),
+        (r"ln_post\.(.+)", r"norm.\1"),
         (layer + r"ln_([12])\.(.+)", r"blocks.\1.norm\2.\3"),
         (layer + r"attn\.in_proj_(.+)", r"blocks.\1.attn.qkv.\2"),
         (layer + r"attn\.out_proj\.(.+)", r"blocks.\1.attn.proj.\2"),
@@ -41,11 +37,8 @@ def openclip(tensors: Tensors) -> Translation:
         (layer + r"mlp\.c_fc\.(.+)", r"blocks.\1.mlp.fc1.\2"),
         (layer + r"mlp\.c_proj\.(.+)", r"blocks.\1.mlp.fc2.\2"),
     ]
-    named, unexpected = rename(tensors, rules)
-    named["pos_embed"] = named["pos_embed"][None]
-    if "cls_token" in named:
-        named["cls_token"] = named["cls_token"][None, None]
-    return Translation("openclip", named, whole=False, unexpected=unexpected)
+    named, unexpected = rename(tensors, rules, start)
+    return Translation("openclip", with_batch_axis(named), unexpected)
 
 
 def aimv2(tensors: Tensors) -> Translation:
@@ -60,33 +53,27 @@ def aimv2(tensors: Tensors) -> Translation:
         (block + r"(.+)", r"blocks.\1.\2"),
         (r"trunk\.post_trunk_norm\.(.+)", r"norm.\1"),
     ]
-    start = r"^.*?(?=preprocessor\.|trunk\.)"
-    bare = {re.sub(start, "", name, count=1): value for name, value in tensors.items()}
-    named, unexpected = rename(bare, rules)
-    return Translation("aimv2", named, whole=False, unexpected=unexpected)
+    start = start_of(tensors, r"preprocessor\.patchifier\.proj\..+")
+    return Translation("aimv2", *rename(tensors, rules, start))
 
 
 def internvit(tensors: Tensors) -> Translation:
     """InternViT with OpenGVLab's names, also inside InternVL."""
-    start = r"(?:.*\.)?"
-    layer = start + r"encoder\.layers\.(\d+)\."
+    layer = r"encoder\.layers\.(\d+)\."
     rules: list[Rule] = [
-        (start + r"embeddings\.class_embedding", "cls_token"),
-        (start + r"embeddings\.position_embedding", "pos_embed"),
-        (start + r"embeddings\.patch_embedding\.(.+)", r"patch_embed.proj.\1"),
+        (r"embeddings\.class_embedding", "cls_token"),
+        (r"embeddings\.position_embedding", "pos_embed"),
+        (r"embeddings\.patch_embedding\.(.+)", r"patch_embed.proj.\1"),
         (layer + r"ls([12])", r"blocks.\1.ls\2.gamma"),
         (layer + r"((?:norm[12]|attn|mlp)\..+)", r"blocks.\1.\2"),
     ]
-    named, unexpected = rename(tensors, rules)
-    return Translation("internvit", named, whole=False, unexpected=unexpected)
+    start = start_of(tensors, r"encoder\.layers\.0\.attn\.qkv\..+")
+    return Translation("internvit", *rename(tensors, rules, start))
 
 
 def gemma4(tensors: Tensors) -> Translation:
     """The vision encoder of Gemma 4 with the names of transformers or timm."""
-    key = r"(.*\.)?(?:patch_embed|patch_embedder)\.input_proj\.weight$"
-    start = next(found[1] or "" for name in tensors if (found := re.match(key, name)))
-    inside = re.escape(start)
-    layer = inside + r"(?:encoder\.layers|blocks)\.(\d+)\."
+    layer = r"(?:encoder\.layers|blocks)\.(\d+)\."
     norms = {
         "input_layernorm": "norm1",
         "post_attention_layernorm": "norm2",
@@ -94,18 +81,15 @@ def gemma4(tensors: Tensors) -> Translation:
         "post_feedforward_layernorm": "norm4",
     }
     rules: list[Rule] = [
-        (inside + r"patch_embed(?:der)?\.input_proj\.weight", "patch_embed.proj.weight"),
-        (inside + r"patch_embed(?:der)?\.position_embedding_table", "pos_embed"),
+        (r"patch_embed(?:der)?\.input_proj\.weight", "patch_embed.proj.weight"),
+        (r"patch_embed(?:der)?\.position_embedding_table", "pos_embed"),
         (layer + rf"({'|'.join(norms)})\.(.+)", lambda m: f"blocks.{m[1]}.{norms[m[2]]}.{m[3]}"),
         (layer + r"(?:self_)?attn\.(?!rotary)(.+)", r"blocks.\1.attn.\2"),
         (layer + r"((?:norm\d|mlp)\..+)", r"blocks.\1.\2"),
     ]
-    named, unexpected = rename(tensors, rules)
+    start = start_of(tensors, r"patch_embed(?:der)?\.input_proj\.weight")
+    named, unexpected = rename(tensors, rules, start)
     weight, table = named["patch_embed.proj.weight"], named.pop("pos_embed")
-    side = math.isqrt(weight.shape[1] // 3)
-    named |= {
-        "patch_embed.proj.weight": linear_patches(weight, (side, side), channels_last=False),
-        "pos_embed_x": table[:1],
-        "pos_embed_y": table[1:],
-    }
-    return Translation("gemma4", named, whole=False, unexpected=unexpected)
+    named["patch_embed.proj.weight"] = convolution(weight, channels_last=False)
+    named |= {"pos_embed_x": table[:1], "pos_embed_y": table[1:]}
+    return Translation("gemma4", named, unexpected)

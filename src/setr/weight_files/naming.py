@@ -36,8 +36,8 @@ class Translation:
         dialect: the layout that was recognised.
         tensors: tensors of a whole model (`encoder.…`, `neck.…`, `decoder.…`, `aux_heads.…`), or of
             an encoder with timm's names.
-        whole: whether decoder and auxiliary heads are included.
         unexpected: names in the file that have no counterpart.
+        whole: whether decoder and auxiliary heads are included.
         filled: our names of tensors that the dialect does not store; they were added with the
             values it implies, such as zero biases.
         settings: settings of the architecture that tensors without a counterpart show.
@@ -45,27 +45,33 @@ class Translation:
 
     dialect: str
     tensors: Tensors
-    whole: bool
     unexpected: list[str] = field(default_factory=list)
+    whole: bool = False
     filled: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def rename(tensors: Tensors, rules: list[Rule]) -> tuple[Tensors, list[str]]:
-    """Rename tensors by the first rule that matches the full name.
+def rename(tensors: Tensors, rules: list[Rule], start: str = "") -> tuple[Tensors, list[str]]:
+    """Rename tensors by the first rule that matches the whole name behind `start`.
 
     Returns:
-        The renamed tensors, and the names that no rule matches.
+        The renamed tensors, and the names that no rule matches or that begin otherwise.
     """
     renamed, unexpected = {}, []
     for name, value in tensors.items():
-        for pattern, target in rules:
-            if found := re.fullmatch(pattern, name):
+        for pattern, target in rules if name.startswith(start) else ():
+            if found := re.fullmatch(pattern, name.removeprefix(start)):
                 renamed[found.expand(target) if isinstance(target, str) else target(found)] = value
                 break
         else:
             unexpected.append(name)
     return renamed, unexpected
+
+
+def start_of(tensors: Tensors, key: str) -> str:
+    """What stands before the first name that matches a regular expression; empty without any."""
+    found = (re.fullmatch(rf"(.*\.)?{key}", name) for name in tensors)
+    return next((match[1] or "" for match in found if match), "")
 
 
 def count_parts(tensors: Tensors, pattern: str) -> int:
@@ -95,6 +101,14 @@ def identity_norm(channels: int, prefix: str) -> Tensors:
         "num_batches_tracked": torch.tensor(0),
     }
     return {prefix + name: value for name, value in named.items()}
+
+
+def with_batch_axis(tensors: Tensors) -> Tensors:
+    """Positions (N, C) and a class token (C), if there is one, as timm has them: (1, N, C)."""
+    named = tensors | {"pos_embed": tensors["pos_embed"][None]}
+    if "cls_token" in named:
+        named["cls_token"] = named["cls_token"][None, None]
+    return named
 
 
 def recorded(meta: Mapping[str, Any], key: str) -> Any:

@@ -7,11 +7,9 @@ decoder, which have no counterpart here; nor has the neck between encoder and de
 
 from __future__ import annotations
 
-import re
-
 from torch import Tensor
 
-from setr.weight_files.naming import Rule, Tensors, Translation, rename
+from setr.weight_files.naming import Rule, Tensors, Translation, rename, start_of
 
 OFFSETS = ("attn.rel_pos_h", "attn.rel_pos_w")
 """How the names of tables of position vectors end."""
@@ -27,17 +25,8 @@ def sam(tensors: Tensors) -> Translation:
         (block + r"attn\.(.+)", r"blocks.\1.attn.\2"),
         (block + r"mlp\.lin([12])\.(.+)", r"blocks.\1.mlp.fc\2.\3"),
     ]
-    inside = r"(.*\.)?(image|vision)_encoder\."
-    if not any(re.match(inside, name) for name in tensors):
-        inside = ""
-    encoder = {
-        re.sub(f"^{inside}", "", name): value
-        for name, value in tensors.items()
-        if re.match(inside, name)
-    }
-    renamed, unused = rename(encoder, rules)
-    others = [name for name in tensors if not re.match(inside, name)]
-    return Translation("sam", renamed, whole=False, unexpected=unused + others)
+    start = start_of(tensors, r"(?:pos_embed|patch_embed\..+)")
+    return Translation("sam", *rename(tensors, rules, start))
 
 
 def fit_offsets(table: Tensor, own: Tensor) -> Tensor:
