@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -129,16 +130,11 @@ def _weights(old: int, new: int) -> Tensor:
     while high - low > 1e-6:
         q = (low + high) / 2
         low, high = (low, q) if (1 - q ** (old // 2)) / (1 - q) > new // 2 else (q, high)
-    steps = q ** torch.arange(old // 2, dtype=torch.float64)
-    far = steps.cumsum(0)
-    known = torch.cat([-far.flip(0), far.new_zeros(1), far])
-    wanted = torch.arange(new, dtype=torch.float64) - new // 2
-    right = torch.searchsorted(known, wanted).clamp(1, old - 1)
-    share = (wanted - known[right - 1]) / (known[right] - known[right - 1])
-    rows, share = torch.arange(new), share.clamp(0, 1)
-    weights = torch.zeros(new, old, dtype=torch.float64)
-    weights[rows, right - 1], weights[rows, right] = 1 - share, share
-    return weights
+    far = np.cumsum(q ** np.arange(old // 2))
+    known = np.concatenate([-far[::-1], [0], far])
+    wanted = np.arange(new) - new // 2
+    columns = [np.interp(wanted, known, one) for one in np.eye(old)]
+    return torch.from_numpy(np.stack(columns, axis=1))
 
 
 def relative_encoder(t: Tensors) -> dict[str, Any]:

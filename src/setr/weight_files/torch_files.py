@@ -12,6 +12,7 @@ import pickletools
 import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,29 +126,26 @@ def _is_inert(name: str) -> bool:
 
 def _globals(path: Path) -> set[str]:
     """Qualified names of all globals in a PyTorch file, found without unpickling."""
-    names = set()
-    for data in _pickles(path):
-        strings: list[str] = []
-        for operation, argument, _ in pickletools.genops(data):
-            if operation.name == "GLOBAL":
-                module, _, name = str(argument).partition(" ")
-                names.add(f"{IMPORT_MAPPING.get(module, module)}.{name}")
-            elif operation.name == "STACK_GLOBAL":
-                names.add(".".join(strings[-2:]))
-            elif isinstance(argument, str):
-                strings.append(argument)
+    names, strings = set(), list[str]()
+    for operation, argument, _ in _operations(path):
+        if operation.name == "GLOBAL":
+            module, _, name = str(argument).partition(" ")
+            names.add(f"{IMPORT_MAPPING.get(module, module)}.{name}")
+        elif operation.name == "STACK_GLOBAL":
+            names.add(".".join(strings[-2:]))
+        elif isinstance(argument, str):
+            strings.append(argument)
     return names
 
 
-def _pickles(path: Path) -> list[bytes]:
-    """The pickle streams of a PyTorch file; a legacy file is split at each STOP opcode."""
+def _operations(path: Path) -> Iterator[Any]:
+    """The operations of all pickle streams in a PyTorch file; a legacy one begins with them."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            return [archive.read(n) for n in archive.namelist() if n.endswith(".pkl")]
-    data, start = path.read_bytes(), 0
-    streams: list[bytes] = []
-    while len(streams) < _LEGACY_PICKLES and data[start : start + 1] == pickle.PROTO:
-        end = max(position or 0 for _, _, position in pickletools.genops(data[start:])) + 1
-        streams.append(data[start : start + end])
-        start += end
-    return streams or [data]
+            for name in archive.namelist():
+                yield from pickletools.genops(archive.read(name)) if name.endswith(".pkl") else ()
+        return
+    with path.open("rb") as file:
+        for number in range(_LEGACY_PICKLES):
+            if number == 0 or file.peek(1)[:1] == pickle.PROTO:
+                yield from pickletools.genops(file)
