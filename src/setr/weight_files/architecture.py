@@ -31,6 +31,14 @@ from setr.weight_files.upernet import MARKER, upernet_arguments
 _KNOWN_SIZES = {(768, 12, 12): "vit_base_patch16_384", (1024, 24, 16): "vit_large_patch16_384"}
 _TABLE = f"encoder.vit.blocks.0.attn.{TABLE}"
 _AUX_HEADS = r"aux_heads\.(\d+)\."
+_MARKERS = {
+    "dpt": "neck.reassemble.0.conv.weight",
+    "upernet": MARKER,
+    "mla": "neck.",
+    "segmenter": "decoder.class_tokens",
+    "linear": "decoder.batch_norm.weight",
+}
+"""How a name begins that shows the kind of decoder, in the order in which they are tried."""
 
 
 def read_architecture(
@@ -179,16 +187,9 @@ def function_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decoder_kind(t: Tensors, source: str) -> str:
-    if "neck.reassemble.0.conv.weight" in t:
-        return "dpt"
-    if MARKER in t:
-        return "upernet"
-    if any(name.startswith("neck.") for name in t):
-        return "mla"
-    if "decoder.class_tokens" in t:
-        return "segmenter"
-    if "decoder.batch_norm.weight" in t:
-        return "linear"
+    for kind, marker in _MARKERS.items():
+        if any(name.startswith(marker) for name in t):
+            return kind
     first = t.get("decoder.convs.0.0.weight")
     convs = count_parts(t, r"decoder\.convs\.(\d+)\.")
     if first is None:

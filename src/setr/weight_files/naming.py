@@ -22,8 +22,9 @@ DELTA = "eomt-delta"
 """Dialect of EoMT on DINOv3 whose encoder is stored as the difference to DINOv3's weights."""
 Rule = tuple[str, str | Callable[[re.Match], str]]
 """A regular expression for the full name, and a replacement: template or function of the match."""
-CONV_BN = {"conv": "0", "bn": "1"}
-"""Names of the parts of a convolution in mmsegmentation -> their numbers in ours."""
+CONV_BN = r"(?P<part>conv|bn)\.(?P<rest>.+)"
+"""End of a pattern for the tensors of a convolution and its batch norm in mmsegmentation."""
+_PARTS = {"conv": "0", "bn": "1"}
 NORM_EPS = 1e-5
 """Epsilon of all batch norms: PyTorch's."""
 
@@ -66,6 +67,16 @@ def rename(tensors: Tensors, rules: list[Rule], start: str = "") -> tuple[Tensor
         else:
             unexpected.append(name)
     return renamed, unexpected
+
+
+def numbered(target: str | Callable[[re.Match], str]) -> Callable[[re.Match], str]:
+    """Replacement for a pattern that ends in `CONV_BN`, whose parts have numbers here."""
+
+    def name(found: re.Match) -> str:
+        layer = found.expand(target) if isinstance(target, str) else target(found)
+        return f"{layer}.{_PARTS[found['part']]}.{found['rest']}"
+
+    return name
 
 
 def start_of(tensors: Tensors, key: str) -> str:

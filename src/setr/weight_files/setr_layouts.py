@@ -22,6 +22,7 @@ from setr.weight_files.naming import (
     Translation,
     count_parts,
     identity_norm,
+    numbered,
     rename,
 )
 from setr.weight_files.relative_bias import drop_key_bias, without_pairs
@@ -75,16 +76,13 @@ def mmseg(tensors: Tensors) -> Translation:
     tensors, unexpected = rename(without_pairs(tensors), _HEADS)
     last = sum(re.fullmatch(r"neck\.norm\.\d+\.weight", name) is not None for name in tensors) - 1
 
-    def level(part: str) -> Callable[[re.Match], str]:  # deepest first in the port
-        return lambda m: f"{part}.{last - int(m[1])}.{CONV_BN[m[2]]}.{m[3]}"
+    def level(found: re.Match) -> int:  # deepest first in the port
+        return last - int(found[1])
 
     rules: list[Rule] = [
         (rf"backbone\.({_PREFIX})", r"encoder.vit.\1"),
         (r"backbone\.patch_embed\.projection\.(.+)", r"encoder.vit.patch_embed.proj.\1"),
-        (
-            r"backbone\.layers\.(\d+)\.(ln1|ln2|attn\.attn|ffn\.layers\.0\.0|ffn\.layers\.1)[._](.+)",
-            lambda m: f"encoder.vit.blocks.{m[1]}.{_mmseg_block(m[2], m[3])}",
-        ),
+        (rf"backbone\.layers\.{_BLOCK}", _block("encoder.vit.blocks")),
         (
             r"backbone\.layers\.(\d+)\.(gamma_[12]|attn\.(?:(?:qkv|proj)\..+|[qv]_bias|relative.+))",
             r"encoder.vit.blocks.\1.\2",
@@ -93,27 +91,18 @@ def mmseg(tensors: Tensors) -> Translation:
         *_mmseg_segmenter(tensors),
         *mmseg_dpt(tensors),
         (r"neck\.norm\.(\d)\.(.+)", r"neck.norms.\1.\2"),
+        (rf"neck\.mla\.channel_proj\.(\d)\.{CONV_BN}", numbered(r"neck.reduce.\1")),
         (
-            r"neck\.mla\.channel_proj\.(\d)\.(conv|bn)\.(.+)",
-            lambda m: f"neck.reduce.{m[1]}.{CONV_BN[m[2]]}.{m[3]}",
+            rf"neck\.mla\.feat_extract\.(\d)\.{CONV_BN}",
+            numbered(lambda m: f"neck.refine.{level(m)}"),
         ),
-        (r"neck\.mla\.feat_extract\.(\d)\.(conv|bn)\.(.+)", level("neck.refine")),
         (rf"{_HEAD}\.conv_seg\.(.+)", r"\1.classifier.\2"),
         (rf"{_HEAD}\.norm\.(.+)", r"\1.norm.\2"),
     ]
     if last >= 0:
-        rules.append(
-            (
-                r"decoder\.up_convs\.(\d)\.(\d)\.(conv|bn)\.(.+)",
-                lambda m: f"decoder.streams.{last - int(m[1])}.{m[2]}.{CONV_BN[m[3]]}.{m[4]}",
-            )
-        )
-    rules.append(
-        (
-            rf"{_HEAD}\.up_convs\.(\d)\.0\.(conv|bn)\.(.+)",
-            lambda m: f"{m[1]}.convs.{m[2]}.{CONV_BN[m[3]]}.{m[4]}",
-        )
-    )
+        stream = numbered(lambda m: f"decoder.streams.{level(m)}.{m[2]}")
+        rules.append((rf"decoder\.up_convs\.(\d)\.(\d)\.{CONV_BN}", stream))
+    rules.append((rf"{_HEAD}\.up_convs\.(\d)\.0\.{CONV_BN}", numbered(r"\1.convs.\2")))
     renamed, rest = rename(tensors, rules)
     if last >= 0:  # the classifier's input channels follow the reversed levels
         weight = renamed["decoder.classifier.weight"]
@@ -135,10 +124,7 @@ def _mmseg_segmenter(tensors: Tensors) -> list[Rule]:
     return [
         (r"backbone\.ln1\.(.+)", rf"decoder.{norm}.\1"),
         (r"decoder\.cls_emb", "decoder.class_tokens"),
-        (
-            r"decoder\.layers\.(\d+)\.(ln1|ln2|attn\.attn|ffn\.layers\.0\.0|ffn\.layers\.1)[._](.+)",
-            lambda m: f"decoder.blocks.{m[1]}.{_mmseg_block(m[2], m[3])}",
-        ),
+        (rf"decoder\.layers\.{_BLOCK}", _block("decoder.blocks")),
         (r"decoder\.dec_proj\.(.+)", r"decoder.project.\1"),
         (r"decoder\.decoder_norm\.(.+)", r"decoder.last_norm.\1"),
         (r"decoder\.classes_proj\.(.+)", r"decoder.class_proj.\1"),
@@ -176,18 +162,25 @@ def linear(tensors: Tensors) -> Translation:
     return Translation("linear", renamed, whole=True, unexpected=unexpected)
 
 
-_MMSEG_BLOCK = {
-    "ln1": "norm1.",
-    "ln2": "norm2.",
-    "attn.attn": "attn.",
-    "ffn.layers.0.0": "mlp.fc1.",
-    "ffn.layers.1": "mlp.fc2.",
+_BLOCK_PARTS = {
+    "ln1": "norm1",
+    "ln2": "norm2",
+    "attn.attn": "attn",
+    "ffn.layers.0.0": "mlp.fc1",
+    "ffn.layers.1": "mlp.fc2",
 }
+_BLOCK = rf"(\d+)\.({'|'.join(map(re.escape, _BLOCK_PARTS))})[._](.+)"
+"""End of a pattern for the tensors of a block in mmsegmentation."""
 
 
-def _mmseg_block(part: str, rest: str) -> str:
-    rest = rest.replace("in_proj_", "qkv.").replace("out_proj.", "proj.")
-    return _MMSEG_BLOCK[part] + rest
+def _block(blocks: str) -> Callable[[re.Match], str]:
+    """Replacement for a pattern that ends in `_BLOCK`."""
+
+    def name(found: re.Match) -> str:
+        rest = found[3].replace("in_proj_", "qkv.").replace("out_proj.", "proj.")
+        return f"{blocks}.{found[1]}.{_BLOCK_PARTS[found[2]]}.{rest}"
+
+    return name
 
 
 def _fill_biases(tensors: Tensors) -> list[str]:

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from setr.errors import SetrError
-from setr.weight_files.naming import CONV_BN, Rule, Tensors, count_parts
+from setr.weight_files.naming import CONV_BN, Rule, Tensors, count_parts, numbered
 
 MARKER = "decoder.join.0.weight"
 """A tensor that only UPerNet has, by our name."""
@@ -28,9 +28,6 @@ def upernet_rules(tensors: Tensors) -> list[Rule]:
         return []
     last = count_parts(tensors, r"decoder\.lateral_convs\.(\d+)\.conv\.weight")
 
-    def layer(name: str) -> Any:
-        return lambda m: f"{m.expand(name)}.{CONV_BN[m['kind']]}.{m['rest']}"
-
     def level(part: str) -> Any:
         def name(m: re.Match) -> str:
             owner = "neck.last" if int(m[1]) == last else f"neck.levels.{m[1]}"
@@ -38,7 +35,6 @@ def upernet_rules(tensors: Tensors) -> list[Rule]:
 
         return name
 
-    kind = r"(?P<kind>conv|bn)\.(?P<rest>.+)"
     return [
         (r"backbone\.ln1\.(.+)", r"neck.norm.\1"),
         (r"neck\.upsample_4x\.([01])\.(.+)", r"neck.levels.0.first.\1.\2"),
@@ -46,13 +42,13 @@ def upernet_rules(tensors: Tensors) -> list[Rule]:
         (r"neck\.upsample_2x\.0\.(.+)", r"neck.levels.1.up.\1"),
         (r"neck\.lateral_convs\.(\d+)\.conv\.(.+)", level("project")),
         (r"neck\.convs\.(\d+)\.conv\.(.+)", level("conv")),
-        (rf"decoder\.lateral_convs\.(\d+)\.{kind}", layer(r"neck.levels.\1.lateral")),
-        (rf"decoder\.psp_modules\.(\d+)\.1\.{kind}", layer(r"decoder.pools.\1.conv")),
-        (rf"decoder\.bottleneck\.{kind}", layer("decoder.context")),
-        (rf"decoder\.fpn_convs\.(\d+)\.{kind}", layer(r"decoder.smooth.\1")),
-        (rf"decoder\.fpn_bottleneck\.{kind}", layer("decoder.join")),
-        (rf"(aux_heads\.\d+\.convs\.\d+)\.{kind}", layer(r"\1")),
-        (rf"(aux_heads\.\d+)\.conv_cat\.{kind}", layer(r"\1.join")),
+        (rf"decoder\.lateral_convs\.(\d+)\.{CONV_BN}", numbered(r"neck.levels.\1.lateral")),
+        (rf"decoder\.psp_modules\.(\d+)\.1\.{CONV_BN}", numbered(r"decoder.pools.\1.conv")),
+        (rf"decoder\.bottleneck\.{CONV_BN}", numbered("decoder.context")),
+        (rf"decoder\.fpn_convs\.(\d+)\.{CONV_BN}", numbered(r"decoder.smooth.\1")),
+        (rf"decoder\.fpn_bottleneck\.{CONV_BN}", numbered("decoder.join")),
+        (rf"(aux_heads\.\d+\.convs\.\d+)\.{CONV_BN}", numbered(r"\1")),
+        (rf"(aux_heads\.\d+)\.conv_cat\.{CONV_BN}", numbered(r"\1.join")),
     ]
 
 
