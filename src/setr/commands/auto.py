@@ -31,6 +31,7 @@ from setr.config import Config, DataConfig
 from setr.data.layouts import BESIDE
 from setr.errors import FAILED, INTERRUPTED, OK, SetrError, UsageError
 from setr.outlines.yolo import yolo_folder
+from setr.processes.standard_streams import tell
 from setr.reading.parsed import table_in
 
 _SUFFIXES: dict[ExportFormat, str] = {"onnx": "model.onnx", "openvino": "model.xml",
@@ -85,7 +86,7 @@ def run(arguments: list[str]) -> int:
         finished = not given.overwrite and is_finished(out, data, settings)
         _stage("doctor", data, "--quick", *(["--labels", wanted.labels] if wanted.labels else []))
         if finished:
-            print(f"\n{out}: trained already; --overwrite trains again", file=sys.stderr)
+            tell(f"\n{out}: trained already; --overwrite trains again")
         else:
             _train(given, data, out, settings)
         split = _test_split(data, wanted)
@@ -141,7 +142,7 @@ def _stage(verb: str, *words: str) -> None:
     Raises:
         SetrError: it did not do everything; it has said why.
     """
-    print(f"\n$ setr {verb} {shlex.join(words)}", file=sys.stderr, flush=True)
+    tell(f"\n$ setr {verb} {shlex.join(words)}")
     code = importlib.import_module(f"setr.commands.{verb.replace('-', '_')}").run(list(words))
     if code != OK:
         raise SetrError(
@@ -174,10 +175,9 @@ def _described(wanted: DataConfig) -> str:
         given = given if folder == Path(given) or elsewhere else str(folder)
         if not beside.is_file() and not drafted:
             _stage("init-data", given)
-            print(
+            tell(
                 "to name the classes first, stop this, edit that file, and give the same command "
-                "again",
-                file=sys.stderr,
+                "again"
             )
         return str(beside if beside.is_file() else folder)
     return given
@@ -199,10 +199,9 @@ def _train(given: Arguments, data: str, out: Path, settings: list[str]) -> None:
     if not given.overwrite and (out / "config.yaml").is_file():
         begun = Config.load(out / "config.yaml")
         if not has_length(settings):
-            print(
+            tell(
                 f"\n{out}: goes on with the train.steps {begun.train.steps} it began with, "
-                "whatever --minutes says; --train.steps N changes them, --overwrite starts anew",
-                file=sys.stderr,
+                "whatever --minutes says; --train.steps N changes them, --overwrite starts anew"
             )
         how = "--resume" if states(out / LAST) else "--overwrite"  # nothing was saved yet
         root = ["--data.root", data] if is_other_data(begun.data.root, data) else []
@@ -231,7 +230,7 @@ def _export(given: Arguments, out: Path) -> tuple[list[Path], bool]:
     if formats is None:
         formats = tuple(f for f in _DEFAULT if _is_installed(f))
         if not formats:
-            print('\nno export: pip install "setr[onnx]" for ONNX files', file=sys.stderr)
+            tell('\nno export: pip install "setr[onnx]" for ONNX files')
     files, failed = [], False
     for format in formats:
         file = out / _SUFFIXES[format]
@@ -243,14 +242,11 @@ def _export(given: Arguments, out: Path) -> tuple[list[Path], bool]:
             if error.code == INTERRUPTED:
                 raise
             failed = True
-            print(f"warning: {file} was not written: {error}", file=sys.stderr)
+            tell(f"warning: {file} was not written: {error}")
     for format, name in _SUFFIXES.items():
         file = out / name
         if format not in formats and file.is_file() and not _is_current(file, out):
-            print(
-                f"warning: {file} holds older weights than {out}; --export {format} makes it anew",
-                file=sys.stderr,
-            )
+            tell(f"warning: {file} holds older weights than {out}; --export {format} makes it anew")
     return files, failed
 
 

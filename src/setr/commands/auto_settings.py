@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from setr.commands.parsing import typed_options
 from setr.commands.train import parsed
 from setr.config import Config
+from setr.processes.standard_streams import tell
 
 _LENGTH = {"--train.steps", "--train.epochs"}
 
@@ -67,10 +67,10 @@ def chosen_settings(data: str, out: Path, settings: Sequence[str], *, minutes: f
     patch = build_empty(config).encoder.patch_size
     config = choose(plan.scale_choices(recipe, sizes, on, patch=patch, short_side=given_side))
     if not given_side and (note := plan.shrinking(config, sizes, patch)):
-        print(f"\n{note}", file=sys.stderr)
+        tell(f"\n{note}")
     if has_length(settings):
         return [*words, *settings]
-    print("\ntiming a few steps", file=sys.stderr, flush=True)
+    tell("\ntiming a few steps")
     config = with_normalisation(config, train)
     config = resolve_batch_and_steps(config, len(train.labels.classes), len(train), on)
     timed = measure(config, train, on)
@@ -82,9 +82,8 @@ def chosen_settings(data: str, out: Path, settings: Sequence[str], *, minutes: f
     )
     steps = choose(choices).train.steps
     first = f"the encoder's features take about {before:.2g} s, " if before else ""
-    print(
+    tell(
         f"{first}a step takes about {timed.step:.2g} s here and a test about {test:.2g} s: {steps} "
-        f"steps, {(before + steps * timed.step) / 60:.1f} minutes",
-        file=sys.stderr,
+        f"steps, {(before + steps * timed.step) / 60:.1f} minutes"
     )
     return [*words, *settings]

@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +19,7 @@ from setr.commands.parsing import as_typed, parse, require_default
 from setr.commands.shared import Out
 from setr.errors import OK, UsageError
 from setr.labels import Labels, known_labels
+from setr.processes.standard_streams import tell
 from setr.reading.urls import is_url
 from setr.writing import require_writable
 
@@ -111,7 +111,7 @@ def run(arguments: list[str]) -> int:
         print(json.dumps(dataclasses.asdict(report)))
     else:
         print(report)
-        print(f"wrote {given.out}", file=sys.stderr)
+        tell(f"wrote {given.out}")
     return OK
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +14,7 @@ from setr.commands.parsing import parse, require_at_least
 from setr.config import Config
 from setr.errors import OK, UsageError
 from setr.pages.tables import figures_table
+from setr.processes.standard_streams import tell
 from setr.recipes import recipe
 
 SHOWN = 8
@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> int:
     from setr.loading import load
     from setr.pages.run_page import Shown, write_run
 
-    print("setr demo: drawn scenes, 9 classes, a ViT of 6 blocks in 8 px patches", file=sys.stderr)
+    tell("setr demo: drawn scenes, 9 classes, a ViT of 6 blocks in 8 px patches")
     metrics = train(config, overwrite=True)
     out = Path(given.out)
     predictor = load(out)

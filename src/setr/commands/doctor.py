@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from setr.doctor import Checkup, Finding, check, describe_map, diagnose, figures
 from setr.errors import DATA_CHECK_FAILED, OK, SetrError
 from setr.pages.doctor_page import write_checkups
 from setr.processes.progress import counting
+from setr.processes.standard_streams import tell
 
 _ABSENT = "no such split"
 
@@ -65,10 +65,10 @@ def run(arguments: list[str]) -> int:
         if complete and not failed and not given.quick:
             data = shlex.quote(str(given.data))
             train = f"setr train RECIPE --data.root {data}"
-            print(f"next: setr auto {data}, or {train}", file=sys.stderr)
+            tell(f"next: setr auto {data}, or {train}")
     if given.page:
         write_checkups(given.page, given.data, checkups, findings)
-        print(f"wrote {given.page}", file=sys.stderr)
+        tell(f"wrote {given.page}")
     return DATA_CHECK_FAILED if failed else OK
 
 

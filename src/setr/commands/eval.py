@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +30,7 @@ from setr.commands.shared import (
 from setr.errors import OK, SetrError, UsageError
 from setr.pages.group_tables import difference_lines, group_lines, write_groups
 from setr.pages.tables import figures_table, report_failed
+from setr.processes.standard_streams import tell
 
 if TYPE_CHECKING:
     from setr.data.dataset import Dataset
@@ -130,7 +130,7 @@ def _run(given: Arguments) -> int:
         return OK
     files = "metrics.json, images.csv" + ", groups.csv" * bool(given.group_by)
     files += ", report.html" * given.detailed
-    print(f"written to {out}: {files}", file=sys.stderr)
+    tell(f"written to {out}: {files}")
     return report_failed(figures)
 
 

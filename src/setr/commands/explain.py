@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import tyro
 from setr.commands.parsing import parse, require_at_least, require_file
 from setr.commands.shared import Device, Model, Out, Words, model_names
 from setr.errors import OK, USAGE, UsageError, nearest
+from setr.processes.standard_streams import tell
 from setr.writing import require_writable
 
 if TYPE_CHECKING:
@@ -225,4 +225,4 @@ def _write(
         parts.append(f'<div class="grid">{cells}</div>')
     write_bytes(out / f"{name}.png", encode_png(picture))
     page.write_page(out / f"{name}.html", title, parts)
-    print(f"written to {out}: {name}.png, {name}.html", file=sys.stderr)
+    tell(f"written to {out}: {name}.png, {name}.html")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +16,7 @@ from setr.data.layouts import BESIDE, is_drafted
 from setr.errors import OK, UsageError
 from setr.init_data import VAL_SHARE, DraftOptions, draft, list_names, write
 from setr.outlines.yolo import yolo_folder
+from setr.processes.standard_streams import tell
 from setr.reading.made_folders import TILES
 
 MOST_FOLDS = 1000
@@ -103,11 +103,11 @@ def run(arguments: list[str]) -> int:
     files = write(given.folder, made)
     print(made.yaml, end="")
     if made.note:
-        print(f"warning: {given.folder}: {made.note}", file=sys.stderr)
+        tell(f"warning: {given.folder}: {made.note}")
     data = str(given.folder if name == "data.yaml" else files[0])
     data = shlex.quote(f"./{data}" if data == "scenes" else data)  # which is built in
     if name != given.name and name == BESIDE:
-        print("data.yaml is of another program and stays as it is", file=sys.stderr)
+        tell("data.yaml is of another program and stays as it is")
     print(f"wrote {', '.join(map(str, files))}; look at the classes, then `setr doctor {data}`")
     return OK
 

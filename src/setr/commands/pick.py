@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +16,7 @@ from setr.commands.parsing import parse, require_at_least
 from setr.commands.shared import Device, Model, Out, require_apart
 from setr.errors import INTERRUPTED
 from setr.pages.tables import report_failed
+from setr.processes.standard_streams import tell
 from setr.reading.files import one_line
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def run(arguments: list[str]) -> int:
     if picks.complete:
         return code
     seen = f"{len(picks.names)} of {len(dataset)} images"
-    print(f"setr: interrupted; the choice is among {seen}", file=sys.stderr)
+    tell(f"setr: interrupted; the choice is among {seen}")
     return INTERRUPTED
 
 
@@ -119,7 +119,7 @@ def _write(
     if broken := write_list(given.out / "images.txt", picks, places):
         which = f"{len(broken)} of the chosen images ({one_line(broken[0])})"
         why = "a name with a line end, which no list can hold; pick.json has them"
-        print(f"setr: warning: not in images.txt: {which}: {why}", file=sys.stderr)
+        tell(f"setr: warning: not in images.txt: {which}: {why}")
     write_picks_csv(given.out / "images.csv", picks)
     write_json(given.out / "pick.json", values)
     pictures: list[ScoredImage] = []
@@ -140,4 +140,4 @@ def _write(
     title = f"What to label next in {given.folder}, by {Path(given.model).name}"
     write_picks_page(given.out / "report.html", title, picks, info.labels, pictures)
     files = "images.txt, images.csv, pick.json, report.html"
-    print(f"written to {given.out}: {files}", file=sys.stderr)
+    tell(f"written to {given.out}: {files}")

@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from setr.prediction.streams import Stream, split_sources
 from setr.prediction.video import VIDEO_SUFFIXES
 from setr.predictor import Predictor
 from setr.processes.interrupt import Interrupt, Stopped
+from setr.processes.standard_streams import tell
 from setr.reading.files import expanded, one_line
 from setr.reading.storage import Storage, result_test
 from setr.scores.submissions import Submission, check_submission
@@ -80,12 +80,11 @@ def _tell_of_videos(
         ]
         if videos:
             what = "a video" if len(videos) == 1 else f"{len(videos)} videos"
-            print(
+            tell(
                 one_line(
                     f"setr: {folder}: {what} in this folder left out, such as {videos[0]}; a video "
                     "is segmented if you name it, or a quoted glob such as 'FOLDER/*.mp4'"
-                ),
-                file=sys.stderr,
+                )
             )
 
 
@@ -262,5 +261,5 @@ def submit(given: Arguments, items: Sequence[Item]) -> int:
     if given.json:
         names = [{"image": item.shown, "files": [str(path)]} for item in items]
         print(json.dumps({"images": names, "failed": 0}))
-    print(f"setr: {path}: {count} predictions, checked against the server's rules", file=sys.stderr)
+    tell(f"setr: {path}: {count} predictions, checked against the server's rules")
     return OK

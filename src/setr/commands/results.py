@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +12,7 @@ from setr.commands.parsing import parse
 from setr.errors import OK, SetrError, UsageError
 from setr.pages.results_tables import as_html, as_markdown, as_text
 from setr.paper_results import collect, other_lines, paper_lines
+from setr.processes.standard_streams import tell
 from setr.writing import write_text
 
 _SHORT = ("row", "setting", "paper", "ours", "difference", "recipe", "data", "seeds")
@@ -57,7 +57,7 @@ def run(arguments: list[str]) -> int:
         found = f"no finished runs in {given.runs}; --all shows the paper's rows"
         if given.output:
             raise SetrError(f"{given.output}: not written: {found}")
-        print(found, file=sys.stderr)
+        tell(found)
         if given.json:
             print("{}")
         return OK

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +15,7 @@ from setr.commands.parsing import parse, require_at_least
 from setr.commands.shared import Data, Device, Model, require_apart, results_folder
 from setr.errors import INTERRUPTED
 from setr.pages.tables import report_failed
+from setr.processes.standard_streams import tell
 
 if TYPE_CHECKING:
     from setr.data.dataset import Dataset
@@ -87,7 +87,7 @@ def run(arguments: list[str]) -> int:
     if review.complete:
         return code
     seen = f"{len(review.rows)} of {len(dataset)} images"
-    print(f"setr: interrupted; the results are of {seen}", file=sys.stderr)
+    tell(f"setr: interrupted; the results are of {seen}")
     return INTERRUPTED
 
 
@@ -107,4 +107,4 @@ def _write(given: Arguments, out: Path, review: Review, dataset: Dataset) -> Non
     write_csv(out / "images.csv", review)
     title = f"Labels of {dataset.name}, {given.split}, reviewed by {Path(given.model).name}"
     write_review(out / "report.html", title, review, dataset.labels)
-    print(f"written to {out}: review.json, images.csv, report.html", file=sys.stderr)
+    tell(f"written to {out}: review.json, images.csv, report.html")

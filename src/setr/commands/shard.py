@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from setr.arguments.choices import ShardForm
 from setr.commands.parsing import parse, require_at_least
 from setr.commands.shared import Data
 from setr.errors import OK, UsageError
+from setr.processes.standard_streams import tell
 
 if TYPE_CHECKING:
     from setr.data.dataset import Dataset
@@ -84,7 +84,7 @@ def run(arguments: list[str]) -> int:
                 os.replace(file, given.out / file.name)
     for split, entry in entries.items():
         count = sum(shard["samples"] for shard in entry["shards"])
-        print(f"{split}: {count} samples in {len(entry['shards'])} shards", file=sys.stderr)
+        tell(f"{split}: {count} samples in {len(entry['shards'])} shards")
     return OK
 
 

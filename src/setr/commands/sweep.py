@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from setr.commands.parsing import typed_options
 from setr.commands.train import parsed
 from setr.config import Config
 from setr.errors import FAILED, OK, UsageError
+from setr.processes.standard_streams import tell
 
 _OURS = {
     "--resume": "give the same command again",
@@ -75,12 +75,11 @@ def run(arguments: list[str]) -> int:
     )
     print(json.dumps(as_json(trials)) if given.json else sweep_text(trials), flush=True)
     best = compared(trials)[0].best
-    print(f"written to {out}: report.html, results.csv, results.json", file=sys.stderr)
+    tell(f"written to {out}: report.html, results.csv, results.json")
     if best is not None:
-        print(
+        tell(
             f"the best model: {best.run}; its settings: {best.settings_file}; next: "
-            f"setr eval {best.run} DATA --split test",
-            file=sys.stderr,
+            f"setr eval {best.run} DATA --split test"
         )
     return FAILED if any(trial.problem for trial in trials) else OK
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +17,7 @@ from setr.commands.parsing import parse, typed_options
 from setr.config import Config
 from setr.errors import OK, SetrError, UsageError
 from setr.pages.tables import figures_table
+from setr.processes.standard_streams import tell
 from setr.training.named_config import named_config
 
 
@@ -57,10 +57,9 @@ def run(arguments: list[str]) -> int:
         return OK
     print(json.dumps(metrics) if given.json else figures_table(metrics))
     out = shlex.quote(str(given.config.out))
-    print(
+    tell(
         f"written to {out}; next: setr eval {out} DATA, setr predict {out} IMAGES -o OUT, "
-        f"setr serve {out}",
-        file=sys.stderr,
+        f"setr serve {out}"
     )
     return OK
 

@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -21,6 +20,7 @@ from setr.images import encode_png
 from setr.outlines.drawing import Drawn, Rules
 from setr.outlines.index import AnnotatedImage
 from setr.outlines.mask_files import MaskFile, Segments
+from setr.processes.standard_streams import tell
 from setr.reading.made_folders import DRAWN
 from setr.writing import make_folder, write_bytes
 
@@ -71,10 +71,7 @@ class MaskStore:
         if kind is None or issubclass(kind, SetrError):
             shutil.rmtree(self.hidden, ignore_errors=True)
         elif self._journal is not None:
-            print(
-                f"{self.hidden} keeps the masks that are complete; the same command continues",
-                file=sys.stderr,
-            )
+            tell(f"{self.hidden} keeps the masks that are complete; the same command continues")
         if self._lock is not None:
             os.close(self._lock)
 

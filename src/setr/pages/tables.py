@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
 from setr.errors import FAILED, OK
+from setr.processes.standard_streams import tell
 
 WORTH = 0.005
 """A gain of Dice that another threshold is named for."""
@@ -117,10 +117,9 @@ def difference_text(against: dict[str, Any]) -> str:
 def report_failed(figures: dict[str, Any]) -> int:
     """Print the images that could not be read to stderr; returns the exit code."""
     for problem in figures["failed"]:
-        print(f"setr: {' '.join(problem.split())}", file=sys.stderr)
+        tell(f"setr: {' '.join(problem.split())}")
     if not figures["failed"]:
         return OK
     total = figures["images"] + len(figures["failed"])
-    print(f"setr: {len(figures['failed'])} of {total} images failed and are in no figure",
-          file=sys.stderr)  # fmt: skip
+    tell(f"setr: {len(figures['failed'])} of {total} images failed and are in no figure")
     return FAILED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from setr.batch import Outcome, Task
 from setr.errors import FAILED, INTERRUPTED, OK
 from setr.prediction.manifest import Manifest
 from setr.processes.progress import Progress
+from setr.processes.standard_streams import tell
 from setr.reading.files import one_line
 
 FACTS = ("frames", "dropped", "reconnects", "ended")
@@ -22,9 +22,9 @@ LINES = 100
 def print_resumed(manifest: Manifest, total: int, todo: int) -> None:
     """Print how much an earlier run has done."""
     if manifest.dropped:
-        print(f"setr: {manifest.dropped} outcomes are outdated; done again", file=sys.stderr)
+        tell(f"setr: {manifest.dropped} outcomes are outdated; done again")
     if todo < total:
-        print(f"setr: {total - todo} of {total} images were done before", file=sys.stderr)
+        tell(f"setr: {total - todo} of {total} images were done before")
 
 
 @contextlib.contextmanager
@@ -70,19 +70,19 @@ def print_summary(
         cut: a live source was stopped by a signal.
     """
     for problem in broken[:LINES]:
-        print(f"setr: {one_line(problem)}", file=sys.stderr)
+        tell(f"setr: {one_line(problem)}")
     if len(broken) > LINES:
-        print(f"setr: … and {len(broken) - LINES} more", file=sys.stderr)
+        tell(f"setr: … and {len(broken) - LINES} more")
     states = [manifest.done.get(task.item.name) for task in tasks]
     failed, left = states.count(False), states.count(None)
     where = manifest.storage.path(manifest.file)
     if failed:
-        print(f"setr: {failed} of {len(tasks)} images failed; {where} says why", file=sys.stderr)
+        tell(f"setr: {failed} of {len(tasks)} images failed; {where} says why")
     if left:
-        print(f"setr: stopped; {left} images are left; run the same command again", file=sys.stderr)
+        tell(f"setr: stopped; {left} images are left; run the same command again")
         return INTERRUPTED
     if failed or broken:
         return FAILED
     if cut:
-        print("setr: stopped; all that was recorded is saved", file=sys.stderr)
+        tell("setr: stopped; all that was recorded is saved")
     return INTERRUPTED if cut else OK

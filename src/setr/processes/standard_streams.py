@@ -1,4 +1,4 @@
-"""Standard streams that end before the command does, as when `head`, `tee` or a terminal goes."""
+"""Standard streams: messages, and streams that end before the command does (`head`, a terminal)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import os
 import stat
 import sys
 from typing import Any, TextIO
+
+
+def tell(text: str) -> None:
+    """Print a line on stderr, apart from the result of a command."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def outlast_readers() -> None:
