@@ -10,6 +10,7 @@ from setr.arguments.choices import TableNumber
 from setr.commands.parsing import parse, require_default
 from setr.errors import OK
 from setr.pages.results_tables import as_text
+from setr.pages.tables import aligned
 from setr.paper_results import collect, paper_lines
 from setr.recipes import list_recipes
 
@@ -37,12 +38,7 @@ def run(arguments: list[str]) -> int:
         return _print_table(given)
     require_default(given, "does nothing without --table; add it, or leave this out", "runs")
     recipes = list_recipes()
-    if given.json:
-        print(json.dumps(recipes))
-        return OK
-    width = max(map(len, recipes))
-    for name, text in recipes.items():
-        print(f"{name:<{width}}  {text}")
+    print(json.dumps(recipes) if given.json else "\n".join(aligned([*recipes.items()])))
     return OK
 
 

@@ -21,6 +21,7 @@ from setr.pages.page import (
     dot,
     error_map,
     escape,
+    failures,
     figure,
     heat,
     heat_scale,
@@ -123,13 +124,7 @@ def _facts(figures: dict[str, Any]) -> str:
         "--group-by keeps them together).",
     ]
     text = f'<p class="note">{escape(" ".join(filter(None, lines)))}</p>'
-    if figures["failed"]:
-        listed = "".join(f"<li>{escape(line)}</li>" for line in figures["failed"][:20])
-        text += (
-            f"<p><b>{len(figures['failed'])} images failed and are in no figure:</b></p>"
-            f"<ul>{listed}</ul>"
-        )
-    return text
+    return text + failures(figures["failed"], " and are in no figure")
 
 
 def class_table(protocols: dict[str, Any], labels: Labels) -> str:

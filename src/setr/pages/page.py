@@ -42,10 +42,14 @@ def document(title: str, parts: Iterable[str]) -> str:
     return head.replace("TITLE", escape(title)) + body + foot
 
 
-def failures(lines: Sequence[str]) -> str:
-    """The images that could not be read, of which the first are listed; empty without any."""
+def failures(lines: Sequence[str], result: str = "") -> str:
+    """The images that could not be read, of which the first are listed; empty without any.
+
+    Args:
+        result: what follows from that, behind the number of images.
+    """
     listed = "".join(f"<li>{escape(line)}</li>" for line in lines[:20])
-    return f"<p><b>{len(lines)} images failed:</b></p><ul>{listed}</ul>" if lines else ""
+    return f"<p><b>{len(lines)} images failed{result}:</b></p><ul>{listed}</ul>" if lines else ""
 
 
 def escape(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from setr.pages import page
+from setr.pages.tables import aligned
 from setr.paper_results import COLUMNS, Line
 
 
@@ -13,9 +14,7 @@ def as_text(titles: dict[str, list[Line]], columns: Sequence[str] = COLUMNS) -> 
     blocks = []
     for title, lines in titles.items():
         cells = [list(columns), *([getattr(line, c) for c in columns] for line in lines)]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-        rows_ = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
-        blocks.append("\n".join([title, *(row.rstrip() for row in rows_)]))
+        blocks.append("\n".join([title, *aligned(cells)]))
     return "\n\n".join(blocks)
 
 

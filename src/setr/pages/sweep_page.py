@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 
 from setr.pages.charts import svg
 from setr.pages.page import escape, table, tiles, write_page
+from setr.pages.tables import aligned
 from setr.reading.files import one_line
 from setr.trials import Compared, Trial, compared
 from setr.variations import LOGARITHMIC, short, value_text
@@ -33,13 +34,7 @@ def sweep_text(trials: Sequence[Trial]) -> str:
         ]
         for group in groups
     ]
-    widths = [max(cell_len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            set_cell_size(cell, width) for cell, width in zip(row, widths, strict=True)
-        ).rstrip()
-        for row in (head, *rows)
-    )
+    return "\n".join(aligned([head, *rows]))
 
 
 def _miou(group: Compared) -> str:

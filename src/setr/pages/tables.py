@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.cells import cell_len, set_cell_size
@@ -45,6 +46,12 @@ def figures_table(metrics: dict[str, Any]) -> str:
         if any(_at(figures, key) is not None for figures in protocols.values())
     ]
     return "\n".join(lines + _notes(first))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines, each column as wide as its widest cell."""
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(set_cell_size, row, widths)).rstrip() for row in rows]
 
 
 def by_protocol(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:

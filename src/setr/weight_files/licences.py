@@ -11,6 +11,7 @@ from typing import Any
 from setr.errors import SetrError
 from setr.reading.parsed import table_in
 from setr.reading.remote import is_repository, repository_name
+from setr.weight_files.naming import part_of
 from setr.weight_files.pretrained import (
     pretrained_id,
     pretrained_names,
@@ -112,5 +113,4 @@ def _recorded(source: str) -> Mapping[str, Any] | None:
         with contextlib.suppress(SetrError):
             folder = weights_on_the_hub(source).parent
     values = table_in(folder / "config.json")
-    model = values.get("model")
-    return values if isinstance(model, dict) and isinstance(model.get("encoder"), str) else None
+    return values if isinstance(part_of(values, "model").get("encoder"), str) else None

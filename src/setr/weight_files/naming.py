@@ -122,6 +122,14 @@ def with_batch_axis(tensors: Tensors) -> Tensors:
     return named
 
 
+def part_of(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """The dictionary that these keys lead to, one inside another; empty where there is none."""
+    place: Any = values
+    for name in names:
+        place = place.get(name) if isinstance(place, Mapping) else None
+    return place if isinstance(place, dict) else {}
+
+
 def recorded(meta: Mapping[str, Any], key: str) -> Any:
     """A number, tuple, list or quoted word stored in a checkpoint, or None.
 

@@ -18,7 +18,7 @@ from setr.errors import SetrError
 from setr.reading.parsed import BROKEN, fault_of
 from setr.weight_files.dialects import translate
 from setr.weight_files.lightly_layouts import as_exported
-from setr.weight_files.naming import Tensors, Translation
+from setr.weight_files.naming import Tensors, Translation, part_of
 from setr.weight_files.recorded_text import reads_bgr, settings_of
 from setr.weight_files.tensorfiles import TensorFile
 
@@ -51,7 +51,7 @@ def translate_file(file: TensorFile, source: str) -> Translation:
     tensors, patches = dict(found.tensors), "encoder.vit.patch_embed.proj.weight"
     if reads_bgr(values) and patches in tensors and tensors[patches].shape[1] == len("rgb"):
         tensors[patches] = tensors[patches].flip(1)
-    _with_background(tensors, _part(values, "decode_head").get("threshold"))
+    _with_background(tensors, part_of(values, "model", "decode_head").get("threshold"))
     return dataclasses.replace(found, tensors=tensors)
 
 
@@ -73,7 +73,7 @@ def require_known_form(meta: Mapping[str, Any], source: str) -> None:
         SetrError: heads that align corners, other pooling grids, inputs or activations.
     """
     values = settings_of(meta)
-    head, backbone = _part(values, "decode_head"), _part(values, "backbone")
+    head, backbone = (part_of(values, "model", name) for name in ("decode_head", "backbone"))
     indices = backbone.get("out_indices")
     last = (-1, len(indices) - 1 if isinstance(indices, list) else 0)
     wrong = {
@@ -81,34 +81,23 @@ def require_known_form(meta: Mapping[str, Any], source: str) -> None:
         "decode_head.pool_scales": head.get("pool_scales") not in (None, _POOL_SCALES),
         "decode_head.in_index": isinstance(head.get("in_index"), int)
         and head["in_index"] not in last,
-        "decode_head.act_cfg": _activation(head) not in (None, "ReLU"),
-        "backbone.act_cfg": _activation(backbone) not in (None, "GELU"),
+        "decode_head.act_cfg": part_of(head, "act_cfg").get("type") not in (None, "ReLU"),
+        "backbone.act_cfg": part_of(backbone, "act_cfg").get("type") not in (None, "GELU"),
     }
     for name in [name for name, is_wrong in wrong.items() if is_wrong]:
         part, key = name.split(".")
+        value = part_of(values, "model", part)[key]
         raise SetrError(
-            f"{source}: its configuration has {name} = {_part(values, part)[key]!r:.60}, which is "
-            "not computed here; as a start for training it can be used (--model.pretrained)"
+            f"{source}: its configuration has {name} = {value!r:.60}, which is not computed here; as "
+            "a start for training it can be used (--model.pretrained)"
         )
 
 
 def recorded_arguments(meta: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of `SETR` that the recorded backbone states; none without a plain ViT."""
-    backbone = _part(settings_of(meta), "backbone")
+    backbone = part_of(settings_of(meta), "model", "backbone")
     mode = backbone.get("interpolate_mode", "bicubic")
     if backbone.get("type") != "VisionTransformer" or mode not in _MODES:
         return {}
     kept = backbone.get("with_cls_token", True)
     return {"pos_interp": _MODES[mode], "prefix_tokens": "keep" if kept else "drop"}
-
-
-def _part(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A part of the recorded model; empty if it is none or several."""
-    model = values.get("model")
-    part = model.get(name) if isinstance(model, dict) else None
-    return part if isinstance(part, dict) else {}
-
-
-def _activation(part: Mapping[str, Any]) -> Any:
-    value = part.get("act_cfg")
-    return value.get("type") if isinstance(value, dict) else None

@@ -8,6 +8,7 @@ from typing import Any
 
 from setr.protocols import Protocol
 from setr.reading.parsed import BROKEN
+from setr.weight_files.naming import part_of
 from setr.weight_files.recorded_text import normalisations_of, reads_bgr, settings_of, steps_of
 
 
@@ -58,9 +59,8 @@ def squashed_size(meta: Mapping[str, Any]) -> tuple[int, int] | None:
 
 def _windows(values: dict[str, Any], usual: Protocol) -> Protocol:
     """`usual` with the windows of the model's `test_cfg`, or of that beside it."""
-    model = values.get("model")
-    places = (model.get("test_cfg") if isinstance(model, dict) else None, values.get("test_cfg"))
-    test = next((t for t in places if isinstance(t, dict) and t.get("mode")), {})
+    places = part_of(values, "model", "test_cfg"), part_of(values, "test_cfg")
+    test = next((place for place in places if place.get("mode")), {})
     window, stride = usual.window, usual.stride
     if test.get("mode") == "whole":
         window = stride = None

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from setr.reading.parsed import BROKEN
+from setr.weight_files.naming import part_of
 
 _LONGEST = 1_000_000
 """Longest text in characters that is parsed."""
@@ -56,10 +57,8 @@ def reads_bgr(values: Mapping[str, Any]) -> bool:
 
 def normalisations_of(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Where the normalisation can be recorded."""
-    model = values.get("model")
-    inside = model.get("data_preprocessor") if isinstance(model, dict) else None
-    places = (values.get("data_preprocessor"), inside, values.get("img_norm_cfg"))
-    return [place for place in places if isinstance(place, dict)]
+    places = (("data_preprocessor",), ("model", "data_preprocessor"), ("img_norm_cfg",))
+    return [found for place in places if (found := part_of(values, *place))]
 
 
 def steps_of(pipeline: Any) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from setr.errors import SetrError
 from setr.reading.parsed import BROKEN, fault_of, json_of
+from setr.weight_files.naming import part_of
 
 _PLAIN = {"num_attention_heads": "num_heads", "layer_norm_eps": "norm_eps",
           "readout_type": "readout_type"}  # fmt: skip
@@ -45,9 +46,8 @@ def transformers_settings(folder: Path) -> dict[str, Any]:
     config, preprocessor = (
         _read(folder / name) for name in ("config.json", "preprocessor_config.json")
     )
-    rope = config.get("rope_parameters")
     for name, known in _COMPUTED.items():
-        value = {**config, **(rope if isinstance(rope, dict) else {})}.get(name)
+        value = {**config, **part_of(config, "rope_parameters")}.get(name)
         if value is not None and value not in known:
             raise SetrError(
                 f"{folder}: config.json has {name} {value!r:.40}, which is not computed here, only "

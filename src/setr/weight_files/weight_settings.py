@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from setr.errors import SetrError, UsageError
 from setr.reading.parsed import BROKEN, table_in
+from setr.weight_files.naming import part_of
 from setr.weight_files.pretrained import local_file, pretrained_id, pretrained_names, timm_name_of
 
 _BY_LAYOUT = {
@@ -97,16 +98,12 @@ def require_recorded(vit: Any, encoder: str, source: str) -> None:
         SetrError: another number, or an activation of another kind.
     """
     values = _beside(source, "config.json")
-    if isinstance(part := values.get("vision_config"), dict):  # CLIP and SigLIP
-        values = part
+    values = part_of(values, "vision_config") or values  # of CLIP and SigLIP
     if values.get("hidden_size") not in (None, vit.embed_dim):
         return  # of another part, such as a language model
     block = vit.blocks[0]
     ours = getattr(getattr(block, "attn", None), "num_heads", None)
-    arguments = values.get("model_args")
-    theirs = values.get("num_attention_heads")
-    if theirs is None and isinstance(arguments, dict):
-        theirs = arguments.get("num_heads")
+    theirs = values.get("num_attention_heads") or part_of(values, "model_args").get("num_heads")
     if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs:
         raise UsageError(
             f"{source}: its config.json has {theirs} attention heads, {encoder} has {ours}; choose "
@@ -130,8 +127,7 @@ def _recorded(source: str) -> Normalisation | None:
     """The values in a settings file of timm or transformers beside the weights."""
     for file, (part, mean, std) in _SETTINGS.items():
         values = _beside(source, file)
-        inner = values.get(part)
-        values = inner if isinstance(inner, dict) else values
+        values = part_of(values, part) or values
         if (found := _three(values.get(mean), values.get(std))) is not None:
             return found
     return None
