@@ -88,8 +88,8 @@ def require_known_form(meta: Mapping[str, Any], source: str) -> None:
         part, key = name.split(".")
         value = part_of(values, "model", part)[key]
         raise SetrError(
-            f"{source}: its configuration has {name} = {value!r:.60}, which is not computed here; as "
-            "a start for training it can be used (--model.pretrained)"
+            f"{source}: its configuration has {name} = {value!r:.60}, which is not computed here; "
+            "as a start for training it can be used (--model.pretrained)"
         )
 
 
