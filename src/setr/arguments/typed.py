@@ -180,10 +180,7 @@ def described(kinds: tuple[Any, ...], many: bool) -> str:
     if get_origin(kinds[0]) is tuple:
         return f"tuples of {described(*members(kinds[0]))}"
     kind = get_origin(kinds[0]) or kinds[0]
-    own = (
-        kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
-    )
-    name = _NAMES.get(kind, f"a {own}")
+    name = _NAMES.get(kind, f"a {inspect.formatannotation(kind)}")
     if len(kinds) == 1 and not many:
         return name
     if many and name == "text":

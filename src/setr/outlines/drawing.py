@@ -45,7 +45,8 @@ class Ring:
             SetrError: a tangle that would take more memory than any image.
         """
         H, W = size
-        lines = [line * (W, H) if self.relative else line for line in (self.points, *self.holes)]
+        own = self.in_pixels(size)
+        lines = [own.points, *own.holes]
         ring = np.concatenate(lines)
         ends = np.concatenate([np.roll(line, -1, axis=0) for line in lines])
         # edges go downwards, so that outlines that share an edge compute the same crossings
@@ -69,6 +70,14 @@ class Ring:
             (row - top) * width + column.clip(left, right) - left, minlength=(bottom - top) * width
         ).reshape(-1, width)
         return Cover(top, left, np.cumsum(crossings[:, :-1], axis=1) % 2 == 1)
+
+    def mapped(self, to: Callable[[np.ndarray], np.ndarray]) -> Ring:
+        """The polygon with a function of points (N, 2) applied, in pixels."""
+        return Ring(to(self.points), holes=tuple(map(to, self.holes)))
+
+    def in_pixels(self, size: tuple[int, int]) -> Ring:
+        """The polygon in pixels of an image of `size` (H, W)."""
+        return self.mapped(lambda points: points * size[::-1]) if self.relative else self
 
     def area(self, size: tuple[int, int]) -> float:
         """Square pixels without holes, also those outside an image of `size` (H, W).

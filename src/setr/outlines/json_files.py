@@ -74,10 +74,8 @@ class _Formats:
         self.root, self.images, self.index, self.class_key = root, images, index, class_key
         self.labelme, self.coco = AnnotatedFolder("LabelMe", False), AnnotatedFolder("COCO", True)
         self.supervisely = AnnotatedFolder("Supervisely", False)
-        self.via, self.studio = (
-            AnnotatedFolder("VIA", False, has_properties=True),
-            AnnotatedFolder("Label Studio", False),
-        )
+        self.via = AnnotatedFolder("VIA", False, has_properties=True)
+        self.studio = AnnotatedFolder("Label Studio", False)
         self.darwin = AnnotatedFolder("V7", False)
         self.labelbox = AnnotatedFolder("Labelbox", False)
         self.panoptic = AnnotatedFolder("COCO panoptic", False)

@@ -34,11 +34,8 @@ def _task(given: dict[str, Any]) -> dict[str, Any]:
     """A task with `data` and `annotations`; empty if this is not a task."""
     if isinstance(given.get("data"), dict):
         annotations = given.get("annotations", given.get("completions"))
-        return (
-            {"data": given["data"], "annotations": annotations}
-            if isinstance(annotations, list)
-            else {}
-        )
+        known = isinstance(annotations, list)
+        return {"data": given["data"], "annotations": annotations} if known else {}
     if "annotation_id" not in given:
         return {}
     values = (v for part in given.values() if isinstance(part, list) for v in part)

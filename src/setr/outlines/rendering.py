@@ -36,7 +36,6 @@ class WindowMask:
     ) -> None:
         self.shape, self.empty = size, empty
         self._rules = rules._replace(largest_first=False, order=())  # in order from here on
-        scale = size[::-1]
         drawn: list[tuple[str, list[Ring]]] = []
         for shape in shapes:
             rings = [part for part in shape.parts if isinstance(part, Ring)]
@@ -45,7 +44,7 @@ class WindowMask:
                     f"on images above {MAX_PIXELS:,} pixels only polygons are drawn, not masks or "
                     f"run lengths such as those of '{shape.name}'"
                 )
-            drawn.append((shape.name, [_in_pixels(ring, scale) for ring in rings]))
+            drawn.append((shape.name, [ring.in_pixels(size) for ring in rings]))
         self._drawn = in_order(drawn, rules, lambda ring: ring.area(size))
         corners = [np.concatenate([ring.points for ring in rings]) for _, rings in self._drawn]
         self._lows = np.array([points.min(axis=0) for points in corners]).reshape(-1, 2)
@@ -56,7 +55,7 @@ class WindowMask:
         here = (self._lows < (right, bottom)).all(axis=1) & (self._highs > (left, top)).all(axis=1)
         corner = np.array([left, top], float)
         shapes = [
-            Shape(name, tuple(_moved(ring, corner) for ring in rings))
+            Shape(name, tuple(ring.mapped(lambda points: points - corner) for ring in rings))
             for name, rings in (self._drawn[index] for index in np.flatnonzero(here))
         ]
         size = bottom - top, right - left
@@ -119,13 +118,3 @@ def _size(path: Path) -> tuple[int, int]:
         if path.suffix.lower() not in (".tif", ".tiff"):
             raise
     return check_pixels(path, Bands((1,), ((0.0, 1.0),)))[0]
-
-
-def _in_pixels(ring: Ring, scale: tuple[int, int]) -> Ring:
-    if not ring.relative:
-        return ring
-    return Ring(ring.points * scale, holes=tuple(hole * scale for hole in ring.holes))
-
-
-def _moved(ring: Ring, corner: np.ndarray) -> Ring:
-    return Ring(ring.points - corner, holes=tuple(hole - corner for hole in ring.holes))

@@ -61,18 +61,18 @@ def checked_suffix(path: Path, kind: str) -> str:
     """
     if kind not in KINDS:
         raise unknown_kind(kind)
-    suffix = path.suffix.lower()
+    suffix, is_exact = path.suffix.lower(), kind in ("mask", "ids")
     if kind in PICTURES:
-        known = LOSSLESS if kind in ("mask", "ids") else tuple(PICTURE_FORMATS)
+        known = LOSSLESS if is_exact else tuple(PICTURE_FORMATS)
         suffix = suffix or ".png"
     else:
         known = (".geojson", ".json") if kind == "geojson" else (Path(f"x{KINDS[kind]}").suffix,)
     if suffix and suffix not in known:
-        loses = ", which would change its values" if suffix in PICTURE_FORMATS else ""
-        loses = loses if kind in ("mask", "ids") else ""
+        changed = is_exact and suffix in PICTURE_FORMATS
+        loses = ", which would change its values" if changed else ""
         named = ("geojson", "gpkg", "scores", "share")
-        own = next((k for k in named if KINDS[k].endswith(suffix)), None)
-        own = "overlay" if loses else own
+        other = next((k for k in named if KINDS[k].endswith(suffix)), None)
+        own = "overlay" if changed else other
         hint = f"; or give another kind, such as '{own}'" if own else ""
         raise SetrError(
             f"{path}: kind '{kind}' is not written as {suffix}{loses}; "

@@ -120,7 +120,7 @@ class LiveReader:
         self.name = without_password(str(source))
         self.is_live, self.ended = True, ""
         self.rate, self.announced = 25.0, 0
-        self.number = self.dropped = self.reconnects = self._place = 0
+        self.number = self.place = self.dropped = self.reconnects = 0
         self._opened = self._over = self._closing = self._refused = False
         self._problem = ""
         self._count = self._attempts = 0  # frames that came, attempts since the last steady one
@@ -157,17 +157,12 @@ class LiveReader:
             passed = (number - 1) / self.rate if self.announced else came - start
             if passed >= self.seconds:
                 return
-            self._place = round(passed * self.rate)
+            self.place = round(passed * self.rate)  # by the time when the frame came
             yield frame
         if not self.until() and (not self._over or self._problem or not self.announced):
             lost = self._problem or "the source stopped, or the connection was lost"
             tried = f" and {self._attempts} attempts to connect again" if self._attempts else ""
             self.ended = f"{lost if self._over else _silence()}, after {self.number} frames{tried}"
-
-    @property
-    def place(self) -> int:
-        """Index of the current frame in a video of this rate, by the time when it came."""
-        return self._place
 
     def __exit__(self, *_: Any) -> None:
         self._close()

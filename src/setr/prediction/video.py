@@ -60,6 +60,7 @@ class FrameReader(Protocol):
         rate: frames per second that the source announces, 25 if it does not.
         announced: number of frames of a recording by its header, 0 if it does not say.
         number: of the current frame, counted from 1 at the source.
+        place: index of the current frame in a video of this rate that is as fast as the source.
         dropped: number of frames that were left out because newer ones were there.
         reconnects: how often a live source broke off and went on.
         ended: why a live source has no more frames; empty if that was asked for.
@@ -70,13 +71,10 @@ class FrameReader(Protocol):
     rate: float
     announced: int
     number: int
+    place: int
     dropped: int
     reconnects: int
     ended: str
-
-    @property
-    def place(self) -> int:
-        """Index of the current frame in a video of this rate that is as fast as the source."""
 
     def __enter__(self) -> FrameReader: ...
 
@@ -98,7 +96,7 @@ class VideoReader:
         self.name = without_password(self.path)
         self.is_live, self.dropped, self.reconnects, self.ended = False, 0, 0, ""
         self.rate, self.announced, self.number = 25.0, 0, 0
-        self._index, self._began = -1, math.nan
+        self.place, self._began = -1, math.nan
         self._is_timed = Path(self.name.partition("?")[0]).suffix.lower() in TIMED
 
     def __enter__(self) -> VideoReader:
@@ -126,7 +124,7 @@ class VideoReader:
             raise SetrError(f"{self.name}: holds no frame that can be read")
         is_checked = False
         while found:
-            self._index = self._indexed()
+            self.place = self._placed()
             found, following = read_on(self._file)
             is_alone = not found and not self.number
             if not is_checked and (is_alone or (found and np.array_equal(frame, following))):
@@ -138,26 +136,17 @@ class VideoReader:
 
     def _require_progressive(self, count: int) -> None:
         """Refuse a video if its first frames are interlaced and OpenCV does not read them."""
-        if is_refused(self._place, count):
+        file = for_ffmpeg(self.path) if is_url(self.path) else os.path.abspath(self.path)
+        if is_refused(file, count):
             raise SetrError(f"{self.name}: {INTERLACED}")
 
-    @property
-    def _place(self) -> str:
-        """The file or address as FFmpeg takes it."""
-        return for_ffmpeg(self.path) if is_url(self.path) else os.path.abspath(self.path)
-
-    @property
-    def place(self) -> int:
-        """Index of the current frame; by its time where the rate is not the mean."""
-        return self._index
-
-    def _indexed(self) -> int:
-        """Index of the frame that was just read."""
+    def _placed(self) -> int:
+        """The place of the frame that was just read; by its time where the rate is not the mean."""
         at = self._file.get(cv2.CAP_PROP_POS_MSEC) / 1000
         self._began = at if math.isnan(self._began) else self._began
-        ahead = (at - self._began) * self.rate - self._index
+        ahead = (at - self._began) * self.rate - self.place
         is_sound = self._is_timed and 0 < ahead <= LONGEST_GAP * self.rate
-        return self._index + (round(ahead) if is_sound else 1)
+        return self.place + (round(ahead) if is_sound else 1)
 
     def __exit__(self, *_: Any) -> None:
         self._file.release()

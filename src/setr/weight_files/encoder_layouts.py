@@ -32,7 +32,8 @@ def timm(tensors: Tensors) -> Translation:
         (r"(blocks\.\d+\.mlp\.)w1\.(.+)", r"\1fc1_g.\2"),
         (r"(blocks\.\d+\.mlp\.)w2\.(.+)", r"\1fc1_x.\2"),
         (r"(blocks\.\d+\.mlp\.)w3\.(.+)", r"\1fc2.\2"),
-        (r"(blocks\.\d+\.)(?:mlp\.ffn_ln|attn\.inner_attn_ln)\.(.+)", _inner_norm),
+        (r"(blocks\.\d+\.mlp\.)ffn_ln\.(.+)", r"\1norm.\2"),
+        (r"(blocks\.\d+\.attn\.)inner_attn_ln\.(.+)", r"\1norm.\2"),
         (r"(?!mask_token|.*rope\.freqs_(?:cos|sin)$)(.+)", r"\1"),
     ]
     prefixes = {found[1] for n in tensors if (found := re.match(rf"({PREFIX})blocks\.\d", n))}
@@ -52,11 +53,6 @@ def timm(tensors: Tensors) -> Translation:
     if is_of_dates(renamed):
         dialect, renamed = "prithvi", of_one_date(renamed)
     return Translation(dialect, renamed, unexpected + outside)
-
-
-def _inner_norm(found: re.Match) -> str:
-    part = "mlp" if ".mlp." in found[0] else "attn"
-    return f"{found[1]}{part}.norm.{found[2]}"
 
 
 def huggingface(tensors: Tensors) -> Translation:

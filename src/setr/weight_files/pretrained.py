@@ -93,11 +93,8 @@ def local_file(source: str) -> Path | None:
         return fetched(source)
     if is_repository(source):
         return weights_on_the_hub(source)
-    return Path(source) if _is_path(source) else None
-
-
-def _is_path(source: str) -> bool:
-    return Path(source).exists() or bool(Path(source).suffix) or "/" in source
+    path = Path(source)
+    return path if path.exists() or path.suffix or "/" in source else None
 
 
 def _timm_name(model: Loadable, resnet: bool) -> str:

@@ -17,14 +17,12 @@ MARKER = "decoder.join.0.weight"
 """A tensor that only UPerNet has, by our name."""
 
 
-def is_upernet(tensors: Tensors) -> bool:
-    """Whether a file of mmsegmentation's, with `decoder.` for `decode_head.`, has UPerNet."""
-    return "decoder.fpn_bottleneck.conv.weight" in tensors
-
-
 def upernet_rules(tensors: Tensors) -> list[Rule]:
-    """Rules for everything but the encoder's blocks, after `decode_head.` became `decoder.`."""
-    if not is_upernet(tensors):
+    """Rules for everything but the encoder's blocks, after `decode_head.` became `decoder.`.
+
+    None for other heads.
+    """
+    if "decoder.fpn_bottleneck.conv.weight" not in tensors:
         return []
     last = count_parts(tensors, r"decoder\.lateral_convs\.(\d+)\.conv\.weight")
 
