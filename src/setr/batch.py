@@ -25,7 +25,7 @@ from setr.errors import SetrError
 from setr.prediction.inputs import Item, read_item
 from setr.prediction.kinds import KINDS, options_of
 from setr.prediction.outputs import with_ending
-from setr.prediction.passes import BATCH_PIXELS, Batches, PredictsBatches, attempt
+from setr.prediction.passes import BATCH_PIXELS, Batches, attempt
 from setr.prediction.streams import Stream, predict_stream
 from setr.predictor import Predictor
 from setr.processes.faults import is_out_of_memory
@@ -137,7 +137,7 @@ def row_of(task: Task, status: str, run: str) -> dict[str, Any]:
 
 
 def outcomes(
-    predictor: PredictsBatches,
+    predictor: Predictor,
     tasks: Iterable[Task],
     finish: Callable[[Task, Result | SetrError], Outcome],
     *,

@@ -67,18 +67,15 @@ def emptied(kind: Any, words: Sequence[str], verb: str) -> str | None:
     if "" not in words and not any(word.endswith("=") for word in words):
         return None
     options = options_of(kind)
-    flags = flags_of(options)
+    checker = _Checker(options, flags_of(options), verb)
+    checker.problem(words)
     why = "is empty, as a variable that is not set"
     here = "the current folder is ."
-    for word, following in zip(words, [*words[1:], "-"], strict=True):
-        flag, separator, value = _split(word, flags)
-        option = flags.get(_hyphenated(flag))
-        is_path = option is not None and (option.hint is Path or option.name == "out")
-        is_name = option is not None and option.optional and option.hint is str
-        if (is_path or is_name) and not (value if separator else following):
+    for flag, option, values in checker.given:
+        is_path = option.hint is Path or option.name == "out"
+        is_name = option.optional and option.hint is str
+        if (is_path or is_name) and values[:1] == [""]:
             return f"{flag} '': {why}; {here if is_path else 'leave it out, or give a value'}"
-    checker = _Checker(options, flags, verb)
-    checker.problem(words)
     if any(not word for word, _ in checker.positionals):
         return f"'': {why}; {here}; write {usage(options, verb)}"
     return None
@@ -103,6 +100,7 @@ class _Checker:
         options: of the command.
         flags: options by flag.
         verb: the command's name.
+        given: the options as typed, each with its values.
         positionals: words that are not the value of an option, each with the message to give if
             there are too many.
         counts: number of positionals before each option.
@@ -111,12 +109,12 @@ class _Checker:
     options: list[Option]
     flags: dict[str, Option]
     verb: str
+    given: list[tuple[str, Option, list[str]]] = field(default_factory=list)
     positionals: list[tuple[str, str]] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
 
     def problem(self, words: Sequence[str]) -> str | None:
         """The first wrong value, else a surplus word, else what is missing."""
-        given: set[str] = set()
         rest = list(words)
         while rest:
             word = rest.pop(0)
@@ -125,16 +123,16 @@ class _Checker:
                 continue
             flag, attached, value = _split(word, self.flags)
             option = self.flags[_hyphenated(flag)]
-            given.add(option.dotted)
             self.counts.append(len(self.positionals))
             values = [value] if attached else []
             while not attached and rest and not _is_flag(rest[0]):
                 values.append(rest.pop(0))
+            self.given.append((flag, option, values))
             check = self._switch if option.is_switch else self._value
             message = check(flag, option, values, bool(attached))
             if message:
                 return message
-        return self._positionals(given)
+        return self._positionals()
 
     def _switch(self, flag: str, option: Option, values: list[str], attached: bool) -> str | None:
         ways = filter(None, (option.flags[0], option.negative))
@@ -185,8 +183,9 @@ class _Checker:
         """Whether a positional argument takes any number of words; they must not be separated."""
         return any(members(option.hint)[1] for option in self.options if not option.flags)
 
-    def _positionals(self, given: set[str]) -> str | None:
+    def _positionals(self) -> str | None:
         """Surplus or missing words; then missing options."""
+        given = {option.dotted for _, option, _ in self.given}
         expected = [option for option in self.options if not option.flags]
         variadic = self._is_variadic()
         if len(self.positionals) > len(expected) and not variadic:

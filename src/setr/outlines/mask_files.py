@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from setr.data.dataset import require_size
@@ -25,11 +26,8 @@ def cropped(inside: np.ndarray) -> Cover:
 
     A copy, because a view would keep the whole image in memory for each object.
     """
-    if not inside.any():
-        return Cover(0, 0, np.zeros((0, 0), bool))
-    rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
-    top, left = int(rows[0]), int(columns[0])
-    return Cover(top, left, inside[top : rows[-1] + 1, left : columns[-1] + 1].copy())
+    left, top, width, height = cv2.boundingRect(inside.view(np.uint8))
+    return Cover(top, left, inside[top : top + height, left : left + width].copy())
 
 
 @dataclass(frozen=True)

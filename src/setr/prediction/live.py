@@ -25,7 +25,6 @@ from setr.prediction.video import (
     OPEN_SECONDS,
     SECONDS,
     VIDEO_SUFFIXES,
-    FrameReader,
     VideoReader,
     checked_rate,
     for_ffmpeg,
@@ -82,7 +81,7 @@ def live_name(source: Any) -> str:
     return f"{name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
 
 
-def open_video(source: Any, *, allow_urls: bool = False, **limits: Any) -> FrameReader:
+def open_video(source: Any, *, allow_urls: bool = False, **limits: Any) -> VideoReader | LiveReader:
     """A reader of a video file, an address or a camera.
 
     Args:
@@ -97,7 +96,7 @@ def open_video(source: Any, *, allow_urls: bool = False, **limits: Any) -> Frame
 
 
 class LiveReader:
-    """A `FrameReader` of a camera or a stream; if it breaks off, it is opened again.
+    """Reads a camera or a stream as `VideoReader` a file; if it breaks off, it is opened again.
 
     A stream that announces its length, such as a finished HLS stream, is read once, and none of its
     frames is dropped.

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from setr.errors import SetrError
+from setr.predictor import Predictor
 from setr.processes.faults import is_out_of_memory
 from setr.result import Result
 
@@ -25,13 +26,6 @@ BATCH_PIXELS = 4_000_000
 
 class NoMemoryError(SetrError):
     """An image that does not fit into memory."""
-
-
-class PredictsBatches(Protocol):
-    """What is used here of a `Predictor`."""
-
-    def predict_batch(self, sources: Sequence[Any]) -> list[Result]:
-        """Results of images of one size."""
 
 
 def attempt(compute: Callable[[], T], shape: Sequence[int]) -> T | SetrError:
@@ -49,7 +43,7 @@ def attempt(compute: Callable[[], T], shape: Sequence[int]) -> T | SetrError:
 
 
 def predict_each(
-    predictor: PredictsBatches, images: Sequence[np.ndarray], *, together: bool = True
+    predictor: Predictor, images: Sequence[np.ndarray], *, together: bool = True
 ) -> list[Result | SetrError]:
     """Results of images of one size: in one pass, or one by one, also where one pass fails."""
     if together and len(images) > 1:
@@ -59,7 +53,7 @@ def predict_each(
     return [attempt(partial(_predict, predictor, image), image.shape) for image in images]
 
 
-def _predict(predictor: PredictsBatches, image: np.ndarray) -> Result:
+def _predict(predictor: Predictor, image: np.ndarray) -> Result:
     return predictor.predict_batch([image])[0]
 
 
@@ -72,7 +66,7 @@ class Batches:
             padded with black ones.
     """
 
-    def __init__(self, predictor: PredictsBatches, batch: int, exact: bool) -> None:
+    def __init__(self, predictor: Predictor, batch: int, exact: bool) -> None:
         self.predictor, self.batch, self.exact = predictor, batch, exact
         self.same: dict[tuple[int, ...], bool] = {}  # by shape: batched == one by one
 

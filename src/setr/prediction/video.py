@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -51,8 +51,11 @@ def is_video(source: Any) -> bool:
     return Path(split_url(name).path if is_url(name) else name).suffix.lower() in VIDEO_SUFFIXES
 
 
-class FrameReader(Protocol):
-    """An open video, of which few frames are in memory: a context manager, iterated once.
+class VideoReader:
+    """A file, also at an http(s) address, of which few frames are in memory.
+
+    A context manager, iterated once, over frames uint8 RGB (H, W, 3), upright. `live.LiveReader` is
+    one with the same attributes.
 
     Attributes:
         name: for messages, without a password.
@@ -64,28 +67,6 @@ class FrameReader(Protocol):
         dropped: number of frames that were left out because newer ones were there.
         reconnects: how often a live source broke off and went on.
         ended: why a live source has no more frames; empty if that was asked for.
-    """
-
-    name: str
-    is_live: bool
-    rate: float
-    announced: int
-    number: int
-    place: int
-    dropped: int
-    reconnects: int
-    ended: str
-
-    def __enter__(self) -> FrameReader: ...
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Frames uint8 RGB (H, W, 3), upright."""
-
-    def __exit__(self, *_: Any) -> None: ...
-
-
-class VideoReader:
-    """A `FrameReader` of a file, also at an http(s) address.
 
     Raises:
         SetrError: no such file, or not a video.
