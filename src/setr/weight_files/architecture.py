@@ -68,17 +68,9 @@ def read_architecture(
     """
     t = found.tensors
     if found.dialect == "eomt":
-        return eomt_architecture(
-            found,
-            num_heads=num_heads or meta.get("num_heads"),
-            img_size=img_size,
-            side=meta.get("side"),
-            norm_eps=meta.get("norm_eps"),
-            query_blocks=meta.get("query_blocks"),
-        )
+        return eomt_architecture(found, meta, num_heads=num_heads, img_size=img_size)
     if found.dialect == LIGHTLY_LINEAR:
-        side = meta.get("side")
-        return linear_architecture(found, num_heads=num_heads, img_size=img_size, side=side)
+        return linear_architecture(found, meta, num_heads=num_heads, img_size=img_size)
     try:
         vit = _vit_shape(t)
         tokens = t.get("decoder.class_tokens")

@@ -8,6 +8,8 @@ have its names. Those of LightlyTrain are in `lightly_layouts.py`.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -108,12 +110,10 @@ def joined(
 
 def eomt_architecture(
     found: Translation,
+    meta: Mapping[str, Any] = MappingProxyType({}),
     *,
     num_heads: int | None = None,
     img_size: int | tuple[int, int] | None = None,
-    side: int | None = None,
-    norm_eps: float | None = None,
-    query_blocks: int | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments of `SETR` for an EoMT model.
 
@@ -121,16 +121,16 @@ def eomt_architecture(
 
     Args:
         found: its tensors, with our names.
-        num_heads: number of attention heads; by default one per 64 channels.
+        meta: what is stored beside them: `num_heads`, the `norm_eps` of the encoder, `query_blocks`
+            (the number of blocks with queries), and the `side` of a square image in pixels.
+        num_heads: number of attention heads; by default as in `meta`, else one per 64 channels.
         img_size: (height, width) in pixels; by default the position embeddings' square grid.
-        side: of a square image in pixels, where position embeddings do not show it.
-        norm_eps: epsilon of the encoder's norms; by default DINOv2's or DINOv3's.
-        query_blocks: number of blocks with queries, where no tensor shows it.
     """
     t = found.tensors
-    encoder, shape, grid_side = dino_encoder(t, num_heads, norm_eps)
+    num_heads = num_heads or meta.get("num_heads")
+    encoder, shape, grid_side = dino_encoder(t, num_heads, meta.get("norm_eps"))
     depth = encoder_blocks(t)
-    blocks = query_blocks or found.settings.get("query_blocks") or usual_blocks(depth)
+    blocks = meta.get("query_blocks") or found.settings.get("query_blocks") or usual_blocks(depth)
     heads: dict[str, Any] = {"num_queries": len(t["decoder.queries"])}
     patch = shape["patch_size"]
     if (doublings := count_parts(t, r"decoder\.upscale\.(\d+)\.")) != usual_doublings(patch):
@@ -143,7 +143,7 @@ def eomt_architecture(
         "decoder": "eomt",
         "num_classes": len(t["decoder.class_head.weight"]) - 1,
         "taps": (depth,),
-        "img_size": img_size or grid_side or side or _SIDE,
+        "img_size": img_size or grid_side or meta.get("side") or _SIDE,
         "decoder_args": heads,
     }
 

@@ -112,10 +112,10 @@ def _resampled(table: Tensor, side: int) -> Tensor:
 
 def linear_architecture(
     found: Translation,
+    meta: Mapping[str, Any],
     *,
-    num_heads: int | None = None,
-    img_size: int | tuple[int, int] | None = None,
-    side: int | None = None,
+    num_heads: int | None,
+    img_size: int | tuple[int, int] | None,
 ) -> dict[str, Any]:
     """Keyword arguments of `SETR` for a linear head; arguments as of `eomt_architecture`.
 
@@ -134,7 +134,7 @@ def linear_architecture(
         "decoder": "linear",
         "num_classes": len(t[f"{_CLASSIFIER}weight"]),
         "taps": (encoder_blocks(t),),
-        "img_size": img_size or grid_side or side or _SIDE,
+        "img_size": img_size or grid_side or meta.get("side") or _SIDE,
         "pos_interp": "bicubic_plain" if plain else "bicubic",
     }
 
