@@ -100,7 +100,7 @@ def predict(
     stem, packs = f"manifest{suffix}", f"part{suffix}"
     names = output_names(items, packed=given.pack != "no")
     images = [Task(item, name) for item, name in zip(items, names, strict=True)]
-    streams = stream_tasks(found, Path(given.out), names)
+    streams = stream_tasks(found, names)
     writer_for = _writers(given)
     check_outputs(
         (

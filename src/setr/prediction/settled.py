@@ -23,7 +23,7 @@ from setr.prediction.kinds import KINDS
 from setr.prediction.manifest import Row
 from setr.prediction.outputs import with_ending
 from setr.prediction.rasters import RASTER_KINDS
-from setr.prediction.streams import Stream, by_stem
+from setr.prediction.streams import Stream, stream_names
 from setr.reading.remote import fetch, is_repository
 from setr.reading.storage import Storage
 from setr.reading.urls import is_url
@@ -52,12 +52,11 @@ def run_names(model: str) -> Callable[[Sequence[Any]], str]:
     return name
 
 
-def stream_tasks(streams: Sequence[Stream], out: Path, taken: Sequence[str]) -> dict[Task, Stream]:
+def stream_tasks(streams: Sequence[Stream], taken: Sequence[str]) -> dict[Task, Stream]:
     """Videos, GeoTIFF files and addresses as tasks, with output names that are not taken."""
-    return {
-        Task(Item(str(stream.below), stream.shown, file_stamp(stream.source)), name): stream
-        for name, stream in by_stem(streams, out, taken).items()
-    }
+    names = stream_names(streams, taken)
+    items = (Item(str(s.below), s.shown, file_stamp(s.source)) for s in streams)
+    return dict(zip(map(Task, items, names), streams, strict=True))
 
 
 def files_of(
@@ -91,11 +90,8 @@ def settled(
         task = wanted.get(row["name"])
         if task is None:
             return True
-        if (row["run"], row.get("stamp"), row.get("output")) != (
-            runs[task],
-            task.item.stamp,
-            task.output,
-        ):
+        made = row["run"], row.get("stamp"), row.get("output")
+        if made != (runs[task], task.item.stamp, task.output):
             return False
         if row["status"] == "failed":
             return not retry and row.get("limits") == limits

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from setr.errors import UsageError
 from setr.prediction.filming import VideoReport, predict_video
 from setr.prediction.live import is_live, live_name
 from setr.prediction.mapping import BLOCK_KINDS, predict_raster
@@ -93,31 +92,19 @@ def split_sources(sources: Sequence[str]) -> tuple[list[Stream], list[str]]:
     return list(found.values()), rest
 
 
-def by_stem(streams: Sequence[Stream], out: Path, taken: Sequence[str]) -> dict[str, Stream]:
-    """Streams by output name without ending: their stem, or the whole name where stems clash.
+def stream_names(streams: Sequence[Stream], taken: Iterable[str]) -> list[str]:
+    """Output names without ending: a stream's stem, or its whole name where stems clash.
 
     Args:
         streams: as `split_sources` gives them.
-        out: output folder, in which the names are.
         taken: output names of other inputs.
-
-    Raises:
-        SetrError: two streams would still have the same output name.
     """
-    count = Counter(stream.stem for stream in streams)
-    others = set(taken)
-    named: dict[str, Stream] = {}
-    for stream in streams:
-        name = stream.stem.as_posix()
-        if count[stream.stem] > 1 or name in others:
-            name = stream.below.as_posix()
-        if name in named:
-            raise UsageError(
-                f"{stream.shown} and {named[name].shown} would both write {out / name}; use two "
-                "output folders"
-            )
-        named[name] = stream
-    return named
+    stems = [stream.stem.as_posix() for stream in streams]
+    count = Counter([*stems, *set(taken)])
+    return [
+        stem if count[stem] == 1 else stream.below.as_posix()
+        for stem, stream in zip(stems, streams, strict=True)
+    ]
 
 
 def predict_stream(
