@@ -255,11 +255,13 @@ def _head_arguments(found: Translation, decoder: str, source: str) -> dict[str, 
     """
     t, port = found.tensors, found.dialect == "mmseg"
     if decoder == "upernet":
-        return upernet_arguments(t, source)
-    if decoder == "dpt":
-        return dpt_arguments(found)
-    if decoder in ("segmenter", "linear"):
-        return segmenter_arguments(t, port)
-    if decoder == "mla":
-        return mla_arguments(t, port)
-    return upsampling_arguments(t, port)
+        own = upernet_arguments(t, source)
+    elif decoder == "dpt":
+        own = dpt_arguments(found)
+    elif decoder in ("segmenter", "linear"):
+        own = segmenter_arguments(t, port)
+    elif decoder == "mla":
+        own = mla_arguments(t, port)
+    else:
+        own = upsampling_arguments(t, port)
+    return {"prefix_tokens": "keep", "decoder_args": {}, "aux_args": {}, **own}

@@ -158,8 +158,7 @@ def linear(tensors: Tensors) -> Translation:
         (r"decode_head\.bn\.(.+)", r"decoder.batch_norm.\1"),
         (r"decode_head\.conv_seg\.(.+)", r"decoder.classifier.\1"),
     ]
-    renamed, unexpected = rename(tensors, rules)
-    return Translation("linear", renamed, whole=True, unexpected=unexpected)
+    return Translation("linear", *rename(tensors, rules), whole=True)
 
 
 _BLOCK_PARTS = {
@@ -207,7 +206,7 @@ def _fill_batch_norm(tensors: Tensors) -> list[str]:
 
 
 def upsampling_arguments(t: Tensors, port: bool) -> dict[str, Any]:
-    """Keyword arguments of `SETR` for Naive and PUP, except the encoder's.
+    """Keyword arguments of `SETR` for Naive and PUP, except the encoder's and the usual ones.
 
     Args:
         t: tensors with our names.
@@ -229,12 +228,7 @@ def upsampling_arguments(t: Tensors, port: bool) -> dict[str, Any]:
             "scale": 4 if port else 1,
             "final_scale": 4 if port or kernel == 3 else 1,
         }
-    return {
-        "pos_interp": "bilinear",
-        "prefix_tokens": "keep",
-        "decoder_args": main,
-        "aux_args": aux,
-    }
+    return {"pos_interp": "bilinear", "decoder_args": main, "aux_args": aux}
 
 
 def mla_arguments(t: Tensors, port: bool) -> dict[str, Any]:
@@ -263,9 +257,4 @@ def segmenter_arguments(t: Tensors, port: bool) -> dict[str, Any]:
             "mlp_ratio": hidden / width,
             "encoder_eps": 1e-6 if port else 1e-5,
         }
-    return {
-        "pos_interp": "bicubic_plain" if port else "bilinear",
-        "prefix_tokens": "keep",
-        "decoder_args": decoder,
-        "aux_args": {},
-    }
+    return {"pos_interp": "bicubic_plain" if port else "bilinear", "decoder_args": decoder}

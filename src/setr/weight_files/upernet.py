@@ -77,8 +77,6 @@ def upernet_arguments(t: Tensors, source: str) -> dict[str, Any]:
     return {
         # an encoder without absolute positions has no other mode
         "pos_interp": "bicubic_plain" if "encoder.vit.pos_embed" in t else "bicubic",
-        "prefix_tokens": "keep",
         "neck_args": {"channels": t[MARKER].shape[0], **neck},
-        "decoder_args": {},
         "aux_args": aux,
     }
