@@ -205,14 +205,8 @@ def _write(given: Arguments, metrics: dict[str, Any], dataset: Dataset, gallery:
         names = _names(given)
         title = f"{names[given.model]} on {dataset.name}, {given.split}"
         log = Path(given.model) / "log.jsonl"
-        write_evaluation(
-            page,
-            title,
-            _renamed(metrics, names),
-            dataset.labels,
-            gallery,
-            log if log.is_file() else None,
-        )
+        renamed, found = _renamed(metrics, names), log if log.is_file() else None
+        write_evaluation(page, title, renamed, dataset.labels, gallery, found)
     else:
         page.unlink(missing_ok=True)  # of an earlier test, with other figures
     return out

@@ -109,17 +109,11 @@ class Layers:
         except SetrError as error:
             self.out.problems.append(str(error))
             return
-        several = len(layers) > 1
-        self._add_file(
-            name,
-            [
-                _Layer(
-                    f"{name}, layer '{found.name}'" if several else name,
-                    *(found.name, kind, found.crs, found.total, found.features),
-                )
-                for found in layers
-            ],
-        )
+        found = []
+        for layer in layers:
+            shown = f"{name}, layer '{layer.name}'" if len(layers) > 1 else name
+            found.append(_Layer(shown, layer.name, kind, layer.crs, layer.total, layer.features))
+        self._add_file(name, found)
 
     def _add_file(self, name: str, layers: list[_Layer]) -> None:
         stem = os.path.splitext(os.path.basename(name))[0]

@@ -94,12 +94,8 @@ def draw_masks(
     """
     own = tuple(name for name in annotated.classes if name not in (*NOT_COUNTED, BACKGROUND))
     if not own or not any(entry.shapes for entry in annotated.images):
-        _refuse(
-            root,
-            annotated,
-            annotated.problems
-            or [f"{left_out_text(annotated.left_out) or 'no shapes'}; draw polygons or masks"],
-        )
+        why = f"{left_out_text(annotated.left_out) or 'no shapes'}; draw polygons or masks"
+        _refuse(root, annotated, annotated.problems or [why])
     classes = _with_rest(own, rest)
     if len(classes) > IGNORE:
         raise DataError(

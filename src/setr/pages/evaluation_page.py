@@ -60,11 +60,8 @@ def write_evaluation(
     tested = [*gallery.worst, *gallery.best]
     masks = [ids for t in tested for ids in (t.truth, t.prediction)]
     parts = [tiles(_headline(protocols)), _facts(figures)]
-    if metrics.get("compare"):
-        parts += [
-            "<h2>Compared with other models</h2>",
-            *_comparison(protocols, metrics["compare"]),
-        ]
+    if others := metrics.get("compare"):
+        parts += ["<h2>Compared with other models</h2>", *_comparison(protocols, others)]
     parts += [
         "<h2>IoU per class, %</h2>",
         class_table(protocols, labels),

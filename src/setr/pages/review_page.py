@@ -38,15 +38,14 @@ def write_review(path: Path, title: str, review: Review, labels: Labels) -> None
     suspects, classes = review.suspects, labels.classes
     whole = sum(suspect.is_elsewhere for suspect in suspects)
     regions = sum(len(suspect.regions) for suspect in suspects)
+    facts = [
+        (str(len(review.rows)), "images"),
+        (str(len(suspects)), "labels look wrong"),
+        (str(whole), "of them as a whole"),
+        (str(regions), "suspicious regions"),
+    ]
     parts = [
-        tiles(
-            [
-                (str(len(review.rows)), "images"),
-                (str(len(suspects)), "labels look wrong"),
-                (str(whole), "of them as a whole"),
-                (str(regions), "suspicious regions"),
-            ]
-        ),
+        tiles(facts),
         f'<p class="note">{escape(f"Protocol: {review.protocol}.")} The model may be wrong, too: '
         "look before you change a label.</p>",
     ]

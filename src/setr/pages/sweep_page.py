@@ -98,18 +98,15 @@ def write_sweep(path: Path, title: str, trials: Sequence[Trial]) -> None:
     finished = [trial for trial in trials if trial.metrics is not None]
     best = groups[0]
     hours = sum(trial.metrics["seconds"] for trial in finished if trial.metrics) / 3600
+    long = f"{hours:.1f}", "hours of training"
+    facts = [
+        (_miou(best), "best mIoU in %"),
+        (str(len(groups)), "settings"),
+        (f"{len(finished)} of {len(trials)}", "trainings finished"),
+        long if hours >= 1 else (f"{60 * hours:.0f} min", "of training"),
+    ]
     parts = [
-        tiles(
-            [
-                (_miou(best), "best mIoU in %"),
-                (str(len(groups)), "settings"),
-                (f"{len(finished)} of {len(trials)}", "trainings finished"),
-                (
-                    f"{hours:.1f}" if hours >= 1 else f"{60 * hours:.0f} min",
-                    "hours of training" if hours >= 1 else "of training",
-                ),
-            ]
-        ),
+        tiles(facts),
         '<p class="note">mIoU on the validation split, which chose the best of them: of many, the '
         "first is a little too good. Test it once, on images that took no part in this.</p>",
         "<h2>Settings</h2>",

@@ -217,13 +217,8 @@ def _build(arguments: dict[str, Any], found: Translation, source: str) -> tuple[
     report = LoadReport(
         dialect=found.dialect,
         loaded=[n for n in own if n not in found.filled],
-        resized=[],
-        missing=[],
         unexpected=found.unexpected + [n for n in given if n not in own],
-        new_head=[],
         filled=found.filled,
-        differences=[],
-        encoder_share=1.0,
     )
     return model.eval(), report
 

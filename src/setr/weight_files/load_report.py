@@ -28,13 +28,13 @@ class LoadReport:
 
     dialect: str
     loaded: list[str]
-    resized: list[str]
-    missing: list[str]
-    unexpected: list[str]
-    new_head: list[str]
-    filled: list[str]
-    differences: list[str]
-    encoder_share: float
+    resized: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    new_head: list[str] = field(default_factory=list)
+    filled: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+    encoder_share: float = 1.0
     part: str = "encoder"
     adapted: list[str] = field(default_factory=list)
 
