@@ -68,14 +68,11 @@ def run(arguments: list[str]) -> int:
     height, width = timed_size(predictor)
     print(f"  merged    mIoU   change   GFLOPs   images/s of {width}x{height}")
     tried: list[Tried] = []
-    for one in try_shares(
-        predictor,
-        network,
-        dataset,
-        (0.0, *sorted(set(given.shares))),
-        workers=given.workers,
-        count=given.count,
-    ):
+    shares = (0.0, *sorted(set(given.shares)))
+    found = try_shares(
+        predictor, network, dataset, shares, workers=given.workers, count=given.count
+    )
+    for one in found:
         tried.append(one)
         change = f"{100 * (one.miou - tried[0].miou):+.2f}" if one.share else ""
         print(

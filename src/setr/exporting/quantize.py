@@ -71,9 +71,5 @@ def quantized(network: Any, images: list[np.ndarray]) -> Any:
     nncf = import_extra("nncf", "openvino", "--precision int8")
     logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function also sets all handlers
     with contextlib.redirect_stdout(sys.stderr):  # its progress bars
-        return nncf.quantize(
-            network,
-            nncf.Dataset(images, lambda image: {INPUT: image}),
-            model_type=nncf.ModelType.TRANSFORMER,
-            subset_size=len(images),
-        )
+        data, kind = nncf.Dataset(images, lambda image: {INPUT: image}), nncf.ModelType.TRANSFORMER
+        return nncf.quantize(network, data, model_type=kind, subset_size=len(images))

@@ -109,17 +109,14 @@ def attention_figure(
         SetrError: a point outside the image, no such layer or head.
     """
     model, patch = predictor.network, predictor.network.encoder.patch_size
-    H, W = view.image.shape[:2]
+    (H, W), seen = view.image.shape[:2], view.pixels.shape[-2:]
     shown = _panel(view.image)
     layers = layers or (len(model.encoder.stages()),)
     rows: list[list[Panel]] = []
     for x, y in points or ((W / 2, H / 2),):
         if not (0 <= x < W and 0 <= y < H):
             raise UsageError(f"point {x:g},{y:g}: outside the image of {W}x{H}")
-        cell = (
-            int(y * view.pixels.shape[-2] / H) // patch,
-            int(x * view.pixels.shape[-1] / W) // patch,
-        )
+        cell = int(y * seen[0] / H) // patch, int(x * seen[1] / W) // patch
         maps = attention_maps(model, view.pixels, layers, cell)
         chosen = [(attention_rollout(model, view.pixels, cell), "rollout over all layers")]
         single: list[tuple[np.ndarray, str]] = []

@@ -49,19 +49,14 @@ def loss_chart(curves: Mapping[str, Curve]) -> str:
     steps = [step for curve in shown.values() for step, _ in curve]
     first, last = min(steps), max(steps)
     high = max(loss for curve in shown.values() for _, loss in curve) or 1.0
+    across, down = (RIGHT - LEFT) / max(last - first, 1), (BOTTOM - TOP) / high
     parts = [
         f'<line x1="{LEFT}" y1="{BOTTOM}" x2="{RIGHT}" y2="{BOTTOM}"/>'
         f'<line x1="{LEFT}" y1="{TOP}" x2="{LEFT}" y2="{BOTTOM}"/>'
     ]
     for number, (name, curve) in enumerate(shown.items()):
         colour = ("var(--accent)", "var(--second)")[number]
-        points = [
-            (
-                LEFT + (RIGHT - LEFT) * (step - first) / max(last - first, 1),
-                BOTTOM - (BOTTOM - TOP) * loss / high,
-            )
-            for step, loss in curve
-        ]
+        points = [(LEFT + across * (step - first), BOTTOM - down * loss) for step, loss in curve]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         parts.append(f'<polyline points="{path}" style="stroke:{colour}"/>')
         if number:

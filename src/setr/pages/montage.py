@@ -74,9 +74,7 @@ def with_legend(picture: np.ndarray, labels: Labels, ids: Iterable[int]) -> np.n
 
 def mark(picture: np.ndarray, x: float, y: float) -> np.ndarray:
     """A copy with a ring around a point, black on white so that it is visible on any background."""
-    copy = np.ascontiguousarray(picture)
-    if copy is picture:
-        copy = picture.copy()
+    copy = np.array(picture, order="C")
     radius = max(4, round(0.02 * max(picture.shape[:2])))
     for colour, thickness in (
         ((255, 255, 255), max(3, radius // 2)),

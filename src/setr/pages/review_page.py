@@ -75,11 +75,11 @@ def write_review(path: Path, title: str, review: Review, labels: Labels) -> None
     if rest:
         rows = [
             [
-                escape(suspect.looked.name),
-                _quality(suspect),
-                "<br>".join(map(escape, problems(suspect, classes))),
+                escape(one.looked.name),
+                _quality(one),
+                "<br>".join(map(escape, problems(one, classes))),
             ]
-            for suspect in rest[:200]
+            for one in rest[:200]
         ]
         parts += ["<h2>Others</h2>", table(["image", "quality", "what looks wrong"], rows, (1,))]
     write_page(path, title, parts)

@@ -65,12 +65,9 @@ def join_head(
     num_classes, channels = given["decoder.classifier.weight"].shape[:2]
     encoder, streams = _encoder(channels, encoder, source)
     depth = encoder_depth(encoder)
+    taps = tuple(range(depth - streams + 1, depth + 1))
     model = SETR(
-        encoder=encoder,
-        decoder="linear",
-        num_classes=num_classes,
-        taps=tuple(range(depth - streams + 1, depth + 1)),
-        odd_sizes=odd_sizes,
+        encoder=encoder, decoder="linear", num_classes=num_classes, taps=taps, odd_sizes=odd_sizes
     )
     weights, name = encoder_weights(model, pretrained)
     state, report = match_weights(model, weights, name)
