@@ -73,14 +73,10 @@ def write_review(path: Path, title: str, review: Review, labels: Labels) -> None
         parts += _pictured(review, shown, labels)
     rest = [suspect for suspect in suspects if suspect.number not in review.pictures]
     if rest:
-        rows = [
-            [
-                escape(one.looked.name),
-                _quality(one),
-                "<br>".join(map(escape, problems(one, classes))),
-            ]
-            for one in rest[:200]
-        ]
+        rows = []
+        for suspect in rest[:200]:
+            listed = "<br>".join(map(escape, problems(suspect, classes)))
+            rows.append([escape(suspect.looked.name), _quality(suspect), listed])
         parts += ["<h2>Others</h2>", table(["image", "quality", "what looks wrong"], rows, (1,))]
     write_page(path, title, parts)
 
