@@ -84,14 +84,14 @@ def predict_video(
         SetrError: not a video, or a file that cannot be written; none appears unfinished. What a
             live source gave until then stays.
     """
-    opened = open_video(source, allow_urls=predictor.allow_urls, **limits)
-    predictor.reads.require_rgb(f"{opened.name}: a video has")
+    reader = open_video(source, allow_urls=predictor.allow_urls, **limits)
+    predictor.reads.require_rgb(f"{reader.name}: a video has")
     films = [kind for kind in kinds if kind in FILMS]
     single = [kind for kind in kinds if kind not in FILMS]
     shares: Counter[str] = Counter()
     done = 0
     with ExitStack() as stack:
-        reader = stack.enter_context(opened)
+        stack.enter_context(reader)
         live = reader.is_live
         frame_files = stack.enter_context(_FrameFiles(stem, single, at_once=live))
         writers = {
