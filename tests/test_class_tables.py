@@ -135,7 +135,7 @@ def test_a_draft_takes_the_names_of_id2label(tmp_path):
         ("classes: {0: a, 1: b}\nlabel_map: {0: a}", "'label_map' beside 'classes with ids'"),
         ("names: [a, b]\nlabel_map: {0: a}\nlabel_mapping: {0: 1}", "'label_map' beside 'label_m"),
         ("names: [a, b]\nlabel_mapping: {x: 1}", "label_mapping key 'x': give ids of the masks"),
-        ("names: [a, b]\nlabel_mapping: {3: 5}", "label_map 3: 5: raw ids are 0..65535"),
+        ("names: [a, b]\nlabel_mapping: {3: 5}", "label_map value 5: classes are 0..1"),
         (
             "names: {5: crack}",
             "'names' must have the ids 0 to 0; give names by the ids of the masks",

@@ -104,10 +104,11 @@ def test_epochs_count_the_batch_that_auto_finds(tmp_path, monkeypatch):
     config = tiny_config(tmp_path, steps=0, epochs=2, batch="auto")
     cpu = torch.device("cpu")
     monkeypatch.setattr(estimating, "largest_batch", lambda *_, **__: (3, 0))
-    found = estimating.resolve_batch_and_steps(config, 9, 12, cpu).train
+    found = with_steps(estimating.with_chosen_batch(config, 9, 12, cpu), 12).train
     assert (found.batch_size, found.steps, found.epochs) == (3, 8, 0)
     before = {"train.batch_size": 4, "train.steps": 6}
-    found = estimating.resolve_batch_and_steps(config, 9, 12, cpu, before=before).train
+    chosen = estimating.with_chosen_batch(config, 9, 12, cpu, before)
+    found = with_steps(chosen, 12, before).train
     assert (found.batch_size, found.steps) == (4, 6)
 
 

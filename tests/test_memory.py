@@ -26,7 +26,7 @@ from setr.estimate import (
     flops_per_image,
     forecast_text,
     largest_batch,
-    resolve_batch_and_steps,
+    with_chosen_batch,
 )
 from setr.inference import predict_mask
 from setr.layers import recompute
@@ -189,7 +189,7 @@ def test_the_largest_batch_fits_and_the_next_one_does_not(monkeypatch):
     monkeypatch.setattr(estimating, "free_bytes", lambda device: 1000)
     auto = config.replace({"train.batch": "auto"})
     with pytest.raises(SetrError, match=r"even 1 needs .* GB; these need less: --train.grad-check"):
-        resolve_batch_and_steps(auto, 5, 1000, CPU)
+        with_chosen_batch(auto, 5, 1000, CPU)
 
 
 def test_batch_auto_trains_and_is_kept_on_resume(tmp_path, monkeypatch):

@@ -23,11 +23,10 @@ from setr.reading.gdal import GdalFile, Stored, gdal_driver, has_gdal
 from setr.reading.lazy_image import LazyImage, bounds
 from setr.reading.pillow import (
     MAX_PIXELS,
-    SMALLER,
-    ImageTooLargeError,
     Source,
     note_first,
     opened,
+    require_pixels,
     source_name,
 )
 
@@ -187,11 +186,7 @@ class BandImage:
                 if file.file.subdatasets:
                     note_first(self.name)
         (H, W), count = stored.shape, len(stored.kinds)
-        if max_pixels < H * W:
-            raise ImageTooLargeError(
-                f"{self.name}: {W}x{H} is {H * W:,} pixels, above the limit of {max_pixels:,}; "
-                f"{SMALLER}"
-            )
+        require_pixels(self.name, W, H, max_pixels)
         if max(bands.numbers) > count:
             has = "one band" if count == 1 else f"{count} bands"
             given = ",".join(map(str, bands.numbers))

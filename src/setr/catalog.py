@@ -218,8 +218,6 @@ def _transformer_settings(
         raise UsageError(
             f"channels {channels}: {name} has a fixed width; give None (--model.channels None)"
         )
-    if decoder == "eomt":
-        return _eomt_settings(size_name, encoder, depth, taps)
     least = 2 if decoder in ("mla", "upernet") else 1  # whose streams or auxiliary head have half
     if channels is not None and channels < least:
         raise UsageError(f"channels {channels}: give {name} at least {least}")
@@ -238,35 +236,23 @@ def _transformer_settings(
             "decoder_args": {},
             "aux_args": {"channels": min(256, width // 2), "num_convs": 1, "concat_input": False},
         }
-    own_args = {} if encoder else dict(size.args)
-    if decoder == "dpt":
+    own, own_args = size.encoder, {} if encoder else dict(size.args)
+    if decoder == "eomt":
+        own = _EOMT_ENCODERS.get(size_name, own)
+        if own != size.encoder and not encoder:
+            own_args["patch_size"] = 16
+        own_args["query_blocks"] = query_blocks(depth)
+    elif decoder == "dpt":
         heads["neck_args"] = {"channels": width}
         heads["aux_args"] |= {"num_convs": 1, "concat_input": False}
         if not encoder or has_class_token(encoder):
             own_args["readout"] = "concat"
     return {
-        "encoder": size.encoder,
+        "encoder": own,
         "decoder": decoder,
         "taps": taps,
         "aux_taps": aux_taps,
         "encoder_args": own_args,
         **heads,
         **extra,
-    }
-
-
-def _eomt_settings(
-    size_name: str, encoder: str | None, depth: int, taps: tuple[int, ...]
-) -> dict[str, Any]:
-    """Keyword arguments of `SETR` for EoMT."""
-    size = _SIZES[size_name]
-    own = _EOMT_ENCODERS.get(size_name)
-    args: dict[str, Any] = {"patch_size": 16} if own else dict(size.args)
-    return {
-        "encoder": own or size.encoder,
-        "decoder": "eomt",
-        "taps": taps,
-        "aux_taps": (),
-        "encoder_args": {**({} if encoder else args), "query_blocks": query_blocks(depth)},
-        "decoder_args": {},
     }

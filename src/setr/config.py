@@ -190,9 +190,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         check_fields(self, "eval.")
         window, stride = self.window, self.stride
-        check_setting(
-            window is None or min(window) > 0, f"eval.window {window}: give positive pixels"
-        )
+        check_rules(self, "eval.", ("window", lambda v: min(v) > 0, "give positive pixels"))
         check_setting(
             stride is None or window is not None, f"eval.stride {stride}: give eval.window too"
         )

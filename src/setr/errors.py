@@ -110,4 +110,5 @@ def check_rules(
     for names, is_good, rule in rules:
         for name in names.split():
             value = getattr(settings, name)
-            check_setting(value is None or is_good(value), f"{prefix}{name} {value}: {rule}")
+            shown = f"{value:g}" if isinstance(value, float) else value
+            check_setting(value is None or is_good(value), f"{prefix}{name} {shown}: {rule}")

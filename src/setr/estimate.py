@@ -25,7 +25,6 @@ from setr.processes.machine import free_bytes
 from setr.training.build import build_empty, without_weights
 from setr.training.complexity import training_flops
 from setr.training.memory import Memory, step_memory
-from setr.training.resolved import with_steps
 
 USABLE = 0.92
 """Share of the free memory that `batch auto` uses; the estimate excludes workspaces of kernels."""
@@ -144,35 +143,22 @@ def _room(free: int, device: torch.device) -> int:
     return int(USABLE * free / (distributed.world() if device.type == "cpu" else 1))
 
 
-def resolve_batch_and_steps(
+def with_chosen_batch(
     config: Config,
     num_classes: int,
     images: int,
     device: torch.device,
-    *,
     before: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Replace `train.batch auto` and `train.epochs` by a batch size and a number of steps.
+    """Replace `train.batch auto` by a batch size.
 
     Args:
         images: size of the training split, an upper limit of the batch size.
-        before: facts of the run that is continued; it keeps its batch size and steps.
+        before: facts of the run that is continued; it keeps its batch size.
 
     Raises:
-        SetrError: even the smallest batch does not fit (the message says what needs less memory),
-            or the epochs differ from the steps of the run that is continued.
+        SetrError: even the smallest batch does not fit; the message says what needs less memory.
     """
-    config = _resolve_batch(config, num_classes, images, device, before)
-    return with_steps(config, images, before)
-
-
-def _resolve_batch(
-    config: Config,
-    num_classes: int,
-    images: int,
-    device: torch.device,
-    before: Mapping[str, Any] | None,
-) -> Config:
     if config.train.batch == "fixed":
         return config
     if before:

@@ -258,6 +258,38 @@ def evaluate_split(
     return {**figures, "protocol": info.protocol.describe(), "seconds": time.monotonic() - began}
 
 
+def measure_split(
+    model: Trained,
+    info: ModelInfo,
+    dataset: Dataset,
+    measure: Measure,
+    on_image: Callable[[ScoredImage], None],
+    **options: Unpack[EvaluationOptions],
+) -> tuple[list[str], bool]:
+    """Pass the images of a split with a measure of each pixel to `on_image`.
+
+    Args:
+        options: further keyword arguments of `evaluate_split`.
+
+    Returns:
+        A line for each image that could not be read, and whether all images were seen: once
+        `stopped` returns true, the others are not.
+    """
+    try:
+        figures = evaluate_split(
+            model,
+            info,
+            dataset,
+            detailed=False,
+            measure=measure,
+            on_image=on_image,
+            **options,
+        )
+    except Stopped as stop:
+        return list(stop.args), False
+    return figures["failed"], True
+
+
 def _device_of(model: Trained) -> torch.device:
     """The device of a model's weights; the CPU for one without any."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -167,9 +167,7 @@ def _draft_outlines(
     root: Path, asked: DraftOptions, tiles: TileFolder | None, annotated: AnnotatedFolder
 ) -> Draft:
     """Draft the description of a folder whose masks are drawn here."""
-    if not annotated.has_properties:
-        _refuse_class_key(root, asked, annotated.kind)
-    _refuse_yolo_file(root, asked, annotated.kind)
+    _refuse_for_others(root, asked, annotated.kind, has_properties=annotated.has_properties)
     splits = {entry.image: entry.split for entry in annotated.images if entry.split}
     _refuse_no_effect(root, asked, [entry.image for entry in annotated.images], splits)
     require_listable(entry.image for entry in annotated.images)  # before anything is written
@@ -199,17 +197,13 @@ def _draft_outlines(
     return _composed(asked.name, head, note, body, lists)
 
 
-def _refuse_class_key(root: Path, asked: DraftOptions, kind: str) -> None:
-    """Refuse a class key that would have no effect."""
-    if asked.class_key:
+def _refuse_for_others(root: Path, asked: DraftOptions, kind: str, *, has_properties: bool) -> None:
+    """Refuse a class key or a file of YOLO that would have no effect on this kind of folder."""
+    if asked.class_key and not has_properties:
         raise UsageError(
             f"--class-key {asked.class_key}: is for GeoJSON, Shapefile, GeoPackage and VIA, and "
             f"{root} has {kind}; leave it out"
         )
-
-
-def _refuse_yolo_file(root: Path, asked: DraftOptions, kind: str) -> None:
-    """Refuse a file that would have no effect."""
     if asked.yolo_file and kind != YOLO:
         raise UsageError(
             f"{asked.yolo_file}: {root} has {kind}, not YOLO's outlines; give this folder, or the "
@@ -238,8 +232,7 @@ def _refuse_no_effect(
 def _draft_masks(root: Path, asked: DraftOptions, tiles: TileFolder | None) -> Draft:
     """Draft the description of a folder of mask files."""
     found = find_pairs(root, asked.images, asked.masks)
-    _refuse_class_key(root, asked, "masks")
-    _refuse_yolo_file(root, asked, "masks")
+    _refuse_for_others(root, asked, "masks", has_properties=False)
     _refuse_no_effect(root, asked, [image for image, _ in found.pairs], found.splits)
     if asked.rest != REST:
         raise UsageError(

@@ -60,7 +60,9 @@ class Labels:
         K = len(classes)
         if not 1 <= K <= 255:
             raise SetrError(f"{K} classes: a data set needs 1 to 255 classes")
-        _require_text(classes)
+        for name in classes:
+            if printable(name) != name:  # half of a character, which no file or page can hold
+                raise SetrError(f"class {name!a:.80}: is no valid text; write its name again")
         duplicates = sorted({c for c in classes if classes.count(c) > 1})
         if duplicates:
             raise SetrError(f"class '{duplicates[0]}' is listed twice; class names must be unique")
@@ -73,21 +75,12 @@ class Labels:
             _raw_id(raw): _train_id("label_map", target, classes)
             for raw, target in as_label_map(self.label_map).items()
         }
-        for raw, train in label_map.items():
-            if not 0 <= raw <= 65535 or not _valid(train, K):
-                raise SetrError(
-                    f"label_map {raw}: {train}: raw ids are 0..65535 and classes 0..{K - 1} "
-                    "or 'ignore'"
-                )
         if self.colour_map is not None and not isinstance(self.colour_map, Mapping):
             raise SetrError("colour_map: give 'classes' or a table of colour: class")
         colour_map = {
             as_colour(colour): _train_id("colour_map", target, classes)
             for colour, target in (self.colour_map or {}).items()
         }
-        for colour, train in colour_map.items():
-            if not _valid(train, K):
-                raise SetrError(f"colour_map {hex_colour(colour)}: {train}: classes are 0..{K - 1}")
         # of plain types, so that equal labels compare equal and can be written
         object.__setattr__(self, "classes", classes)
         object.__setattr__(self, "colours", colours)
@@ -202,13 +195,6 @@ class Labels:
         return cls(classes, colours, values.get("label_map"), by_colour)
 
 
-def _require_text(names: Iterable[str]) -> None:
-    """Refuse names with half of a character, which no file or page can hold."""
-    for name in names:
-        if printable(name) != name:
-            raise SetrError(f"class {name!a:.80}: is no valid text; write its name again")
-
-
 _NO_CLASS = re.compile(
     r"void|un-?label+ed|unknown|undefined|unclassified|invalid|no[ _-]?data|don.?t[ _-]?care", re.I
 )
@@ -232,18 +218,15 @@ def as_label_map(value: Any) -> Mapping[Any, Any]:
     return value
 
 
-def _valid(train: int, num_classes: int) -> bool:
-    return 0 <= train < num_classes or train == IGNORE
-
-
 def _spell(train: int) -> int | str:
     return "ignore" if train == IGNORE else train
 
 
 def _raw_id(value: Any) -> int:
-    """An integer, also as text, because JSON keys are text."""
+    """An id, also as text, because JSON keys are text."""
     given, value = value, plain(value)
-    if type(value) is int or (isinstance(value, str) and value.strip().isdecimal()):
+    is_id = type(value) is int or (isinstance(value, str) and value.strip().isdecimal())
+    if is_id and 0 <= int(value) <= 65535:
         return int(value)
     raise SetrError(f"label_map key {given!r}: raw ids are whole numbers from 0 to 65535")
 
@@ -254,6 +237,7 @@ def _identity(count: int) -> dict[int, int]:
 
 
 def _train_id(key: str, value: Any, classes: Sequence[str]) -> int:
+    """The training id that a map names by a class, its number, or `ignore`."""
     given, value = value, plain(value)
     if value == "ignore":
         return IGNORE
@@ -267,6 +251,8 @@ def _train_id(key: str, value: Any, classes: Sequence[str]) -> int:
         return list(classes).index(value)
     if type(value) is not int:
         raise SetrError(f"{key} value {given!r}: give a class name, its number, or 'ignore'")
+    if not 0 <= value < len(classes) and value != IGNORE:
+        raise SetrError(f"{key} value {value}: classes are 0..{len(classes) - 1}, or 'ignore'")
     return value
 
 

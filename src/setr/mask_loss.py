@@ -131,7 +131,7 @@ def _match(
     B = len(masks)
     points = torch.rand(B, _num_points(masks), 2, device=masks.device)
     logits = _sampled(masks, points)  # (B, Q, P)
-    counted = _nearest(valid, points)  # (B, 1, P)
+    counted = _sampled(valid, points, "nearest")  # (B, 1, P)
     truth = _sampled(labels, points[targets.image])[:, 0]  # (T, P)
     probabilities = classes.softmax(-1)
     chosen, start = [], 0
@@ -189,7 +189,7 @@ def _mask_loss(
     with torch.no_grad():
         points = _uncertain_points(logits)
         truth = _sampled(labels, points)[:, 0]
-        counted = _nearest(valid[image], points)[:, 0]
+        counted = _sampled(valid[image], points, "nearest")[:, 0]
     x = _sampled(logits, points)[:, 0]
     entropy = F.binary_cross_entropy_with_logits(x, truth, counted, reduction="none").sum(1)
     entropy = entropy / counted.sum(1).clamp(min=1)
@@ -213,12 +213,7 @@ def _num_points(masks: Tensor) -> int:
     return min(POINTS, masks.shape[-2] * masks.shape[-1])
 
 
-def _sampled(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear values at points: (R, C, h, w), (R, P, 2) x and y from 0 to 1 -> (R, C, P)."""
-    return F.grid_sample(maps, 2 * points[:, :, None] - 1, align_corners=False)[..., 0]
-
-
-def _nearest(maps: Tensor, points: Tensor) -> Tensor:
-    """As `_sampled`, but the values of the nearest pixels."""
+def _sampled(maps: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
+    """Values at points: (R, C, h, w), (R, P, 2) x and y from 0 to 1 -> (R, C, P)."""
     grid = 2 * points[:, :, None] - 1
-    return F.grid_sample(maps, grid, mode="nearest", align_corners=False)[..., 0]
+    return F.grid_sample(maps, grid, mode=mode, align_corners=False)[..., 0]

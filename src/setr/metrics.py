@@ -147,7 +147,12 @@ def kappa(hits: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> float |
 
 def by_class(classes: tuple[str, ...], values: np.ndarray) -> dict[str, float | None]:
     """(K,) values by class name; NaN becomes None."""
-    return {c: None if np.isnan(v) else float(v) for c, v in zip(classes, values, strict=True)}
+    return dict(zip(classes, as_numbers(values), strict=True))
+
+
+def as_numbers(values: np.ndarray) -> list[float | None]:
+    """Values (N,) for JSON; NaN becomes None."""
+    return [None if np.isnan(v) else float(v) for v in values]
 
 
 def mean_of(values: np.ndarray) -> float | None:

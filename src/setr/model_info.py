@@ -69,10 +69,9 @@ class ModelInfo:
             raise UsageError(f"crop_size {self.crop_size}: give positive pixels")
 
 
-_PLAIN_FIELDS = (
-    *("mean", "std", "recipe", "metrics", "crop_size", "pretrained", "command", "licence"),
-    *("base_model", "data"),
-)
+_PLAIN_FIELDS = [
+    f.name for f in dataclasses.fields(ModelInfo) if f.name not in ("labels", "protocol", "bands")
+]
 
 
 def require_own(model: Any, info: ModelInfo) -> None:

@@ -49,15 +49,9 @@ _BASELINES = {
     ),
 }
 _LEARNING_RATES = {
-    ("cityscapes", "naive"): 0.01,
-    ("cityscapes", "pup"): 0.01,
-    ("cityscapes", "mla"): 0.002,
-    ("ade20k", "naive"): 0.01,
-    ("ade20k", "pup"): 0.001,
-    ("ade20k", "mla"): 0.001,
-    ("pascal_context", "naive"): 0.01,
-    ("pascal_context", "pup"): 0.001,
-    ("pascal_context", "mla"): 0.001,
+    "cityscapes": {"naive": 0.01, "pup": 0.01, "mla": 0.002},
+    "ade20k": {"naive": 0.01, "pup": 0.001, "mla": 0.001},
+    "pascal_context": {"naive": 0.01, "pup": 0.001, "mla": 0.001},
 }
 _RESNET = "gluon_in1k"
 _VIT_LARGE = (
@@ -84,7 +78,7 @@ def paper_config(system: System) -> Config:
             prefix_tokens="drop" if decoder == "mla" else "keep",
         ),
         data=_data(system, (sizes.crop, sizes.crop), sizes.short_side, sizes.long_side),
-        optim=OptimConfig(lr=_LEARNING_RATES[system.dataset, decoder]),
+        optim=OptimConfig(lr=_LEARNING_RATES[system.dataset][decoder]),
         train=_train(system),
         eval=EvalConfig(protocol="paper-ss", multi_scale=_has_multi_scale(system)),
     )

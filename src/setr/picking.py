@@ -12,21 +12,22 @@ image chosen before: farthest-first traversal, which is the greedy core-set (Sen
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from torch import Tensor
 
-from setr.arguments.choices import Precision
 from setr.data.dataset import Dataset
-from setr.evaluation import evaluate_split
+from setr.evaluation import EvaluationOptions, measure_split
 from setr.labels import IGNORE
 from setr.model_info import ModelInfo
 from setr.opening import Trained
-from setr.processes.interrupt import Stopped
 from setr.scores.scored_images import ScoredImage
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 THUMBNAIL = 16
 """Side of a thumbnail in pixels."""
@@ -119,10 +120,7 @@ def pick_images(
     info: ModelInfo,
     dataset: Dataset,
     count: int,
-    *,
-    precision: Precision = "auto",
-    workers: int = 1,
-    stopped: Callable[[], bool] = lambda: False,
+    **options: Unpack[EvaluationOptions],
 ) -> Picks:
     """Predict images under `info.protocol` and choose those to label next.
 
@@ -130,29 +128,14 @@ def pick_images(
         model: on any device.
         dataset: the images, from `open_unlabelled`.
         count: how many to choose.
-        workers: processes that load images.
-        stopped: called before every image; once it returns true, the choice is among those seen.
+        options: keyword arguments of `evaluate_split`, such as `precision` and `workers`. Once
+            `stopped` returns true, the choice is among the images seen.
 
     Raises:
         SetrError: as `evaluate_split`.
     """
     seen = Uncertain()
-    failed: list[str] = []
-    complete = True
-    try:
-        failed = evaluate_split(
-            model,
-            info,
-            dataset,
-            precision=precision,
-            workers=workers,
-            detailed=False,
-            measure=margin_uncertainty,
-            on_image=seen,
-            stopped=stopped,
-        )["failed"]
-    except Stopped as stop:
-        failed, complete = list(stop.args), False
+    failed, complete = measure_split(model, info, dataset, margin_uncertainty, seen, **options)
     numbers = sorted(seen.names)
     chosen: list[int] = []
     if numbers:

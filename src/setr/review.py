@@ -8,28 +8,29 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from setr.arguments.choices import Precision
 from setr.data.dataset import Dataset
 from setr.data.survey import difference_hash
-from setr.evaluation import evaluate_split
+from setr.evaluation import EvaluationOptions, measure_split
 from setr.labels import IGNORE
 from setr.model_info import ModelInfo
 from setr.opening import Trained
 from setr.pages.gallery import Extremes
-from setr.processes.interrupt import Stopped
 from setr.scores.label_quality import label_quality, likelihood_sums, suspicious_regions
 from setr.scores.misplaced import agreement, find_misplaced
 from setr.scores.scorecard import AHEAD_PIXELS, THREADS
 from setr.scores.scored_images import ScoredImage
 from setr.scores.suspects import CELLS, Looked, Suspect, find_suspects
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -134,40 +135,23 @@ def review_split(
     info: ModelInfo,
     dataset: Dataset,
     *,
-    precision: Precision = "auto",
-    workers: int = 1,
     shown: int = 0,
-    stopped: Callable[[], bool] = lambda: False,
+    **options: Unpack[EvaluationOptions],
 ) -> Review:
     """Predict a split under `info.protocol` and find labels that contradict the predictions.
 
     Args:
         model: on any device.
         dataset: a split with the classes of the model.
-        workers: processes that load images.
         shown: how many images to keep pictures of.
-        stopped: called before every image; once it returns true, the review ends there.
+        options: keyword arguments of `evaluate_split`, such as `precision` and `workers`. Once
+            `stopped` returns true, the review ends there.
 
     Raises:
         SetrError: as `evaluate_split`.
     """
     reviewer = Reviewer(len(dataset.labels.classes), shown)
-    failed: list[str] = []
-    complete = True
-    try:
-        failed = evaluate_split(
-            model,
-            info,
-            dataset,
-            precision=precision,
-            workers=workers,
-            detailed=False,
-            measure=likelihood,
-            on_image=reviewer,
-            stopped=stopped,
-        )["failed"]
-    except Stopped as stop:
-        failed, complete = list(stop.args), False
+    failed, complete = measure_split(model, info, dataset, likelihood, reviewer, **options)
     reviewer.finish()
     with np.errstate(invalid="ignore"):
         thresholds = reviewer.likelihoods / reviewer.pixels

@@ -24,7 +24,7 @@ import numpy as np
 from setr._extras import import_extra
 from setr.errors import SetrError
 from setr.images import encode_png
-from setr.reading.parsed import BROKEN, json_of
+from setr.reading.parsed import json_of
 from setr.writing import replacing, write_bytes, write_text
 
 
@@ -85,19 +85,17 @@ class JsonLines(Tracker):
         if not step or not self.path.is_file():
             self.path.unlink(missing_ok=True)
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                values = json_of(line)
-                if values["step"] <= _last(step, tested, "val" in values):
-                    kept.append(line + "\n")
-            except BROKEN:  # truncated line
-                continue
-        write_text(self.path, "".join(kept))
+        lines = read_lines(self.path)
+        kept = (line for line in lines if line["step"] <= _last(step, tested, "val" in line))
+        write_text(self.path, "".join(map(_json_line, kept)))
 
     def line(self, line: Mapping[str, Any]) -> None:
         """Append."""
-        _append(self.path, json.dumps(_finite(line), allow_nan=False) + "\n")
+        _append(self.path, _json_line(line))
+
+
+def _json_line(line: Mapping[str, Any]) -> str:
+    return json.dumps(_finite(line), allow_nan=False) + "\n"
 
 
 def _append(path: Path, text: str) -> None:

@@ -34,7 +34,7 @@ def chosen_settings(data: str, out: Path, settings: Sequence[str], *, minutes: f
     from setr.datasets import open_dataset
     from setr.distributed import device
     from setr.doctor import check
-    from setr.estimate import resolve_batch_and_steps
+    from setr.estimate import with_chosen_batch
     from setr.training import plan
     from setr.training.build import build_empty, build_info, require_buildable
     from setr.training.normalisation import with_normalisation
@@ -72,7 +72,7 @@ def chosen_settings(data: str, out: Path, settings: Sequence[str], *, minutes: f
         return [*words, *settings]
     tell("\ntiming a few steps")
     config = with_normalisation(config, train)
-    config = resolve_batch_and_steps(config, len(train.labels.classes), len(train), on)
+    config = with_chosen_batch(config, len(train.labels.classes), len(train), on)
     timed = measure(config, train, on)
     before = plan.seconds_before(config, sizes, timed.image)
     protocol = build_info(config, train.labels, train.bands).protocol

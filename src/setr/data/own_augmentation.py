@@ -18,7 +18,7 @@ import random
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -46,7 +46,7 @@ class OwnAugmentation:
 
     def __init__(self, augment: Augment, num_classes: int) -> None:
         self.augment, self.num_classes = augment, num_classes
-        self._call = _calling(augment)
+        self._form = _form(augment)
 
     def __call__(
         self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, name: str
@@ -64,7 +64,7 @@ class OwnAugmentation:
                 known ids. Exceptions of the user's code are passed on.
         """
         with _seeded(self.augment, int(rng.integers(2**32))):
-            found = self._call(self.augment, image.copy(), mask.copy(), rng)
+            found = _called(self._form, self.augment, image.copy(), mask.copy(), rng)
         return self._checked(found, image, mask, name)
 
     def _checked(
@@ -123,7 +123,7 @@ def require_augment(augment: Any, *, cache_features: str = "none") -> None:
             f"augment is {what}; give a function of (image, mask, rng), or one transform, such as "
             "an albumentations.Compose([…])"
         )
-    _calling(augment)
+    _form(augment)
 
 
 def require_sendable(augment: Augment) -> None:
@@ -157,59 +157,51 @@ def _kind(value: Any) -> str:
 
 # --- calling it -----------------------------------------------------------------------------------
 
-Call = Callable[[Augment, np.ndarray, np.ndarray, np.random.Generator], Any]
+Form = Literal["tensors", "rng", "names", "three", "two"]
+"""How an augmentation takes image, mask and random numbers."""
 
 
-def _calling(augment: Augment) -> Call:
+def _form(augment: Augment) -> Form:
     """How to call it; decided once, as inspecting a signature takes time.
 
     Raises:
         SetrError: its arguments are none of those that are supported.
     """
     if isinstance(augment, torch.nn.Module):
-        return _with_tensors
+        return "tensors"
     try:
         signature = inspect.signature(augment)
     except ValueError:  # some functions written in C have none
-        return _with_generator
+        return "three"
     if "rng" in signature.parameters:
-        return _with_rng
+        return "rng"
     if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-        return _with_names
-    for arguments, call in (((0, 0), _without_generator), ((0, 0, 0), _with_generator)):
+        return "names"
+    forms: tuple[Form, ...] = ("two", "three")
+    for count, form in enumerate(forms, 2):
         with contextlib.suppress(TypeError):
-            signature.bind(*arguments)
-            return call
+            signature.bind(*range(count))
+            return form
     raise UsageError(f"augment takes {signature}; write it for (image, mask, rng) or (image, mask)")
 
 
-def _with_rng(
-    augment: Augment, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator
+def _called(
+    form: Form, augment: Augment, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator
 ) -> Any:
-    return augment(image, mask, rng=rng)
+    match form:
+        case "tensors":
+            return _with_tensors(augment, image, mask)
+        case "rng":
+            return augment(image, mask, rng=rng)
+        case "names":
+            return augment(image=image, mask=mask)
+        case "three":
+            return augment(image, mask, rng)
+        case "two":
+            return augment(image, mask)
 
 
-def _with_generator(
-    augment: Augment, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator
-) -> Any:
-    return augment(image, mask, rng)
-
-
-def _without_generator(
-    augment: Augment, image: np.ndarray, mask: np.ndarray, _: np.random.Generator
-) -> Any:
-    return augment(image, mask)
-
-
-def _with_names(
-    augment: Augment, image: np.ndarray, mask: np.ndarray, _: np.random.Generator
-) -> Any:
-    return augment(image=image, mask=mask)
-
-
-def _with_tensors(
-    augment: Augment, image: np.ndarray, mask: np.ndarray, _: np.random.Generator
-) -> Any:
+def _with_tensors(augment: Augment, image: np.ndarray, mask: np.ndarray) -> Any:
     """As torchvision's v2 does, which ignores plain arrays silently."""
     from setr import _torchvision  # noqa: F401  must come before torchvision  # isort: skip
     from torchvision import tv_tensors

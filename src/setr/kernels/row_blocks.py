@@ -120,7 +120,7 @@ class Block:
     def add_gradient(self, grad: Tensor, block_grad: Tensor) -> None:
         """Add the gradient with respect to `resized` to that of the logits, (B, h, w, K)."""
         with exact_products(grad.device):
-            narrow = _columns(self._weights[1].T, block_grad)
+            narrow = self._weights[1].T @ block_grad
             grad[:, self._source[0], self._source[1]] += _rows(self._weights[0].T, narrow)
 
 
@@ -149,7 +149,7 @@ def row_blocks(
         y, down = _axis(rows.start, rows.stop, h, size[0], x, scale)
         for columns, z, along in across:
             with exact_products(x.device):
-                resized = _columns(along, _rows(down, x[:, y, z]))
+                resized = along @ _rows(down, x[:, y, z])
             yield Block(rows, columns, resized, (y, z), (down, along))
 
 
@@ -168,14 +168,12 @@ def saved_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _rows(weights: Tensor, x: Tensor) -> Tensor:
-    """Apply weights (m, n) along the rows of x: (B, n, c, K) -> (B, m, c, K)."""
+    """Apply weights (m, n) along the rows of x: (B, n, c, K) -> (B, m, c, K).
+
+    Along the columns, (B, r, n, K) -> (B, r, m, K), it is `weights @ x`.
+    """
     B, _, c, K = x.shape
     return torch.matmul(weights, x.flatten(2)).view(B, -1, c, K)
-
-
-def _columns(weights: Tensor, x: Tensor) -> Tensor:
-    """Apply weights (m, n) along the columns of x: (B, r, n, K) -> (B, r, m, K)."""
-    return torch.matmul(weights, x)
 
 
 def _axis(first: int, last: int, n: int, N: int, like: Tensor, scale: int) -> tuple[slice, Tensor]:

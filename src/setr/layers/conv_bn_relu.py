@@ -46,7 +46,7 @@ class ConvBNReLU(nn.Sequential):
         """(B, C, h, w) -> (B, channels, h, w)."""
         if self._needs_layers():
             return super().forward(x)
-        return F.relu_(F.conv2d(x, *self._folded(), padding=self.margin))
+        return self[2](F.conv2d(x, *self._folded(), padding=self.margin))
 
     def upsampled(self, x: Tensor, scale: int, classifier: nn.Conv2d | None = None) -> Tensor:
         """`classifier(forward(upsample(x, scale)))`: (B, C, h, w) -> (B, …, scale*h, scale*w).

@@ -78,12 +78,6 @@ class ConvBN(ConvBNReLU):
         super().__init__(channels, channels, 3, bias=False)
         self[2] = nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, h, w)."""
-        if self._needs_layers():
-            return super().forward(x)
-        return F.conv2d(x, *self._folded(), padding=self.margin)
-
 
 class ResidualUnit(nn.Module):
     """Residual unit of two 3x3 convolutions with batch norm, each after a ReLU (He et al. 2016)."""

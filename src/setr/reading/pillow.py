@@ -123,12 +123,8 @@ def opened(source: Source, max_pixels: int, name: str | None = None) -> Iterator
     except Exception as error:
         raise unreadable(name, error, source) from None
     try:
-        for what, (width, height) in (("", image.size), ("a tile of ", _tile(image))):
-            if width * height > max_pixels:
-                raise ImageTooLargeError(
-                    f"{name}: {what}{width}x{height} is {width * height:,} pixels, above the limit "
-                    f"of {max_pixels:,}; {SMALLER}"
-                )
+        require_pixels(name, *image.size, max_pixels)
+        require_pixels(name, *_tile(image), max_pixels, what="a tile of ")
         yield image
     except (SetrError, MemoryError):
         raise
@@ -136,6 +132,19 @@ def opened(source: Source, max_pixels: int, name: str | None = None) -> Iterator
         raise unreadable(name, error, source) from None
     finally:
         image.close()
+
+
+def require_pixels(name: str, width: float, height: float, max_pixels: int, what: str = "") -> None:
+    """Refuse an image, or `what` else of it has these sides, with more pixels.
+
+    Raises:
+        ImageTooLargeError: names the limit, and what to do.
+    """
+    if width * height > max_pixels:
+        raise ImageTooLargeError(
+            f"{name}: {what}{width}x{height} is {width * height:,} pixels, above the limit of "
+            f"{max_pixels:,}; {SMALLER}"
+        )
 
 
 def _open(file: Any, source: Source) -> Any:

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 def dump(settings: Any) -> str:
     """A dataclass, including nested ones, as YAML; `parse` restores an equal object."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False)
+    return yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
 
 
 def parse(kind: type[T], text: str, source: str) -> T:
@@ -33,12 +33,6 @@ def parse(kind: type[T], text: str, source: str) -> T:
     except yaml.YAMLError as error:
         raise UsageError(f"{source}: not valid YAML ({first_line(error)})") from None
     return build(kind, values, source)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def build(kind: type[T], values: Any, source: str, prefix: str = "") -> T:

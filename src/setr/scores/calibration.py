@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from setr.metrics import as_numbers, ratio
+
 STEPS = 1 << 20
 PIXELS = 1 << 22
 """Pixels counted at a time, each of which takes 30 bytes meanwhile."""
@@ -52,17 +54,13 @@ class Calibration:
     def summary(self) -> dict[str, Any]:
         """`ece` (None without pixels) and per bin `pixels`, `accuracy`, `confidence`."""
         pixels, hits, steps = self.counts.cpu().numpy().astype(np.float64)
-        filled = pixels > 0
-        accuracy, confidence = np.zeros(self.bins), np.zeros(self.bins)
-        accuracy[filled] = hits[filled] / pixels[filled]
-        confidence[filled] = steps[filled] / pixels[filled] / STEPS
-        gap = np.abs(accuracy - confidence)
+        accuracy, confidence = ratio(hits, pixels), ratio(steps, pixels) / STEPS
         total = pixels.sum()
         return {
-            "ece": float((pixels * gap).sum() / total) if total else None,
+            "ece": float(np.nansum(pixels * np.abs(accuracy - confidence)) / total)
+            if total
+            else None,
             "pixels": [int(n) for n in pixels],
-            "accuracy": [float(a) if f else None for a, f in zip(accuracy, filled, strict=True)],
-            "confidence": [
-                float(c) if f else None for c, f in zip(confidence, filled, strict=True)
-            ],
+            "accuracy": as_numbers(accuracy),
+            "confidence": as_numbers(confidence),
         }

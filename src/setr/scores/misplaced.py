@@ -104,7 +104,9 @@ def _shifted(truth: np.ndarray, prediction: np.ndarray, before: float) -> Mispla
     after = agreement(label, predicted) or 0.0
     if max(map(abs, shift)) <= reach(truth.shape):
         after = before
-    stays = [agreement(ids, other) for ids, other in _unmoved(truth, prediction, shift)]
+    # a shift moves pixels out of the image; it is no explanation if these were the contradictions
+    parts = (_kept(shift), _kept((-shift[0], -shift[1])))
+    stays = [agreement(truth[part], prediction[part]) for part in parts]
     return Misplaced(
         "shifted", max(a for a in (before, *stays) if a is not None), after, shift[1], shift[0]
     )
@@ -115,17 +117,6 @@ def _overlap(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The parts that lie on each other if the label lies (down, right) of where it belongs."""
     return truth[_kept(shift)], prediction[_kept((-shift[0], -shift[1]))]
-
-
-def _unmoved(
-    truth: np.ndarray, prediction: np.ndarray, shift: tuple[int, int]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Label and prediction as they are, in either part.
-
-    A shift moves pixels out of the image; it is no explanation if these were the contradictions.
-    """
-    parts = (_kept(shift), _kept((-shift[0], -shift[1])))
-    return [(truth[part], prediction[part]) for part in parts]
 
 
 def _kept(shift: tuple[int, int]) -> tuple[slice, slice]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from setr.metrics import ratio
+from setr.metrics import as_numbers, ratio
 from setr.scores.calibration import PIXELS
 
 STEPS = 100
@@ -79,8 +79,7 @@ class Thresholds:
         begins = 1 + np.searchsorted(self.edges.cpu().numpy(), thresholds.astype(np.float32))
         columns = {"precision": precision, "recall": recall, "dice": dice}
         rows = {"threshold": thresholds.tolist()} | {
-            name: [None if np.isnan(v) else float(v) for v in values[begins]]
-            for name, values in columns.items()
+            name: as_numbers(values[begins]) for name, values in columns.items()
         }
         best = int(np.argmax(dice[begins]))
         return {

@@ -18,7 +18,7 @@ from setr.data.own_augmentation import Augment
 from setr.data.unlabelled import open_unlabelled, require_readable
 from setr.distributed import everywhere, together
 from setr.errors import UsageError
-from setr.estimate import resolve_batch_and_steps
+from setr.estimate import with_chosen_batch
 from setr.hub import holds_model
 from setr.model_info import ModelInfo
 from setr.processes.progress import counting
@@ -27,7 +27,7 @@ from setr.training.facts import require_same_run, run_facts
 from setr.training.normalisation import with_normalisation
 from setr.training.pixel_counts import checked_pixels
 from setr.training.repeats import with_repeats
-from setr.training.resolved import build_share, unlabelled_count, with_workers
+from setr.training.resolved import build_share, unlabelled_count, with_steps, with_workers
 from setr.training.runfolder import RunFolder
 from setr.training.splits import open_splits
 from setr.training.teacher import Teacher, open_teacher
@@ -93,7 +93,8 @@ def prepare(
     if not folder.state:
         distributed.on_first(partial(require_fitting_weights, config))
     train = everywhere(partial(with_repeats, config, train))
-    config = resolve_batch_and_steps(config, len(labels.classes), len(train), device, before=before)
+    config = with_chosen_batch(config, len(labels.classes), len(train), device, before)
+    config = with_steps(config, len(train), before)
     share = everywhere(partial(build_share, config, distributed.rank()))
     saved_config, config = config, with_workers(config, device)
     teacher = everywhere(partial(open_teacher, config, labels, bands, device, dtype))

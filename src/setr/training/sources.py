@@ -32,11 +32,12 @@ class Source:
     """A source of training batches.
 
     Args:
+        widths: channels of each tap of the encoder, by which stored features are split.
         datasets: that of the training split, and that of further images, if any.
     """
 
-    def __init__(self, *datasets: Dataset) -> None:
-        self.datasets = datasets
+    def __init__(self, config: Config, widths: list[int], *datasets: Dataset) -> None:
+        self.config, self.widths, self.datasets = config, widths, datasets
 
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's batches from step `start` on: inputs, and masks uint8 (B, H, W)."""
@@ -53,8 +54,11 @@ class Source:
         return [str(dataset.pairs[index].image) for dataset, index in found]
 
     def inputs(self, part: Tensor) -> Tensor | Features:
-        """Convert inputs, on the device, to the model's arguments."""
-        raise NotImplementedError
+        """The model's arguments, on the device: normalised images, or one feature map per tap."""
+        model = self.config.model
+        if self.config.train.cache_features == "none":
+            return normalize(part, model.mean, model.std)
+        return Features(split_maps(part, self.widths), self.config.data.crop_size)
 
     def told_apart(self, masks: Tensor) -> tuple[Tensor, Tensor]:
         """What to learn from the masks of a batch, and what from a teacher.
@@ -81,9 +85,8 @@ class _Images(Source):
         augment: Augment | None,
         extra: Extra | None,
     ) -> None:
-        super().__init__(dataset, *([extra.dataset] if extra else []))
-        self.extra = extra
-        self.config, self.dataset, self.share, self.device = config, dataset, share, device
+        super().__init__(config, [], dataset, *([extra.dataset] if extra else []))
+        self.dataset, self.share, self.device, self.extra = dataset, share, device, extra
         self.augment = build_augmentation(config, pixels)
         self.own = None if augment is None else OwnAugmentation(augment, len(pixels))
         self.unlabelled: Tensor | None = None
@@ -122,10 +125,6 @@ class _Images(Source):
             extra=self.extra,
         )
 
-    def inputs(self, part: Tensor) -> Tensor:
-        """Normalise images."""
-        return normalize(part, self.config.model.mean, self.config.model.std)
-
     def told_apart(self, masks: Tensor) -> tuple[Tensor, Tensor]:
         """By the places in the batch."""
         if self.unlabelled is None:
@@ -143,9 +142,8 @@ class _Features(Source):
         widths: list[int],
         share: Share,
     ) -> None:
-        super().__init__(dataset)
-        self.config, self.share = config, share
-        self.stored, self.widths = stored, widths
+        super().__init__(config, widths, dataset)
+        self.stored, self.share = stored, share
 
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Feature maps float16 (B, C, h, w) and masks; mirrored with probability data.flip."""
@@ -167,10 +165,6 @@ class _Features(Source):
         return BatchOrder(
             count, train.batch_size, seed=train.seed, start=start, stop=stop, share=share
         )
-
-    def inputs(self, part: Tensor) -> Features:
-        """Split into one feature map per tap."""
-        return Features(split_maps(part, self.widths), self.config.data.crop_size)
 
 
 def open_source(

@@ -27,7 +27,12 @@ def open_splits(
         SetrError: as `open_dataset`; or `data` is not two splits with different names and the same
             classes and channels.
     """
-    config, train, val = _whole_splits(config, data)
+    if data is None:
+        root, labels = config.data.root, config.data.labels
+        names = config.data.train_split, config.data.val_split
+        train, val = (open_dataset(root, split, labels) for split in names)
+    else:
+        config, train, val = _given_splits(config, data)
     return config, trained_part(train, config.data.fraction), val
 
 
@@ -42,16 +47,8 @@ def trained_part(train: Dataset, fraction: float) -> Dataset:
     return train.part(evenly_spaced(len(train), max(1, round(fraction * len(train)))))
 
 
-def _whole_splits(
-    config: Config, data: tuple[Dataset, Dataset] | None
-) -> tuple[Config, Dataset, Dataset]:
-    if data is None:
-        root, labels = config.data.root, config.data.labels
-        train, val = (
-            open_dataset(root, split, labels)
-            for split in (config.data.train_split, config.data.val_split)
-        )
-        return config, train, val
+def _given_splits(config: Config, data: tuple[Dataset, Dataset]) -> tuple[Config, Dataset, Dataset]:
+    """The settings that name the splits, and these."""
     pair = isinstance(data, tuple | list) and len(data) == 2
     if not pair or not all(isinstance(split, Dataset) for split in data):
         raise UsageError(

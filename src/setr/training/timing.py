@@ -14,9 +14,8 @@ from setr.data.dataset import Dataset
 from setr.estimate import explain_out_of_memory
 from setr.inference import normalize
 from setr.layers.precision import autocast, autocast_dtype
-from setr.model import SETR, Features
+from setr.model import SETR
 from setr.training.build import build_model, without_weights
-from setr.training.features import split_maps
 from setr.training.loss_scale import LossScaler
 from setr.training.optim import MovingAverage, build_optimizer
 from setr.training.parallel import Parallel
@@ -49,8 +48,8 @@ class _Noise(Source):
     """
 
     def __init__(self, config: Config, model: SETR, dtype: torch.dtype | None) -> None:
-        super().__init__()
-        self.config, self.model, self.dtype = config, model, dtype
+        super().__init__(config, model.encoder.widths)
+        self.model, self.dtype = model, dtype
         self.device = next(model.parameters()).device
         self.pixels = torch.randint(
             256,
@@ -70,12 +69,6 @@ class _Noise(Source):
         with torch.no_grad(), autocast(self.device, self.dtype):
             maps = torch.cat(self.model.encoder(self.images(1)), dim=1).to(torch.float16)
         return maps.expand(len(self.pixels), -1, -1, -1)
-
-    def inputs(self, part: Tensor) -> Tensor | Features:
-        """As those of the sources of batches."""
-        if self.config.train.cache_features == "none":
-            return normalize(part, self.config.model.mean, self.config.model.std)
-        return Features(split_maps(part, self.model.encoder.widths), self.config.data.crop_size)
 
 
 def measure(config: Config, dataset: Dataset, device: torch.device, *, repeats: int = 3) -> Timing:

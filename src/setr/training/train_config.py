@@ -173,15 +173,15 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "optim.")
-        check_setting(
-            0 < self.lr < math.inf, f"optim.lr {self.lr:g}: give a positive learning rate"
-        )
         check_rules(
             self,
             "optim.",
+            ("lr", lambda v: 0 < v < math.inf, "give a positive learning rate"),
             ("layer_decay", lambda v: 0 < v <= 1, "give 0 < d <= 1"),
             ("min_lr", lambda v: 0 <= v <= self.lr, f"give 0 to lr {self.lr}"),
             ("momentum", lambda v: 0 <= v < 1, "give 0 to below 1"),
+            ("head_lr_factor neck_lr_factor weight_decay power", _is_from_0, "give 0 or more"),
+            ("warmup_steps clip_grad", _is_from_0, "give 0 or more"),
         )
         check_setting(
             self.name == "sgd" or self.momentum == OptimConfig.momentum,
@@ -193,10 +193,6 @@ class OptimConfig:
             f"optim.power {self.power:g}: has no effect with optim.schedule {self.schedule}; leave "
             "one of them out",
         )
-        for name in ("head_lr_factor", "neck_lr_factor", "weight_decay", "power", "warmup_steps",
-                     "clip_grad"):  # fmt: skip
-            value = getattr(self, name)
-            check_setting(_is_from_0(value), f"optim.{name} {value:g}: give 0 or more")
 
 
 @dataclass(frozen=True)
