@@ -155,7 +155,7 @@ def resolve_batch_and_steps(
     """Replace `train.batch auto` and `train.epochs` by a batch size and a number of steps.
 
     Args:
-        images: size of the training split, an upper limit of the batch size.
+        images: size of the training split, an upper limit of the labelled images in a batch.
         before: facts of the run that is continued; it keeps its batch size and steps.
 
     Raises:
@@ -179,6 +179,8 @@ def _resolve_batch(
         return with_batch(config, before["train.batch_size"])
     free = min(distributed.gather(free_bytes(device)))
     room = _room(free, device)
+    if config.distill.images:  # which are not labelled ones
+        images = max(2, int(images / (1 - config.distill.share)))
     found = distributed.on_first(
         lambda: largest_batch(config, num_classes, device, room=room, at_most=images)
     )
