@@ -217,7 +217,8 @@ def _remote_stamp(store: Any, file: str) -> str:
         info = store.info(file)
     except FileNotFoundError:
         return "missing"
-    version = next((info[k] for k in ("ETag", "etag", "md5Hash", "mtime") if info.get(k)), "")
+    known = ("ETag", "etag", "md5Hash", "blob_id", "mtime")
+    version = next((info[k] for k in known if info.get(k)), "")
     return f"{info.get('size')}-{version}"
 
 
