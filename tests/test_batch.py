@@ -654,7 +654,10 @@ def test_a_file_that_is_no_manifest_stays(model_dir, photos, tmp_path, capsys):
         (("nowhere://x",), "nowhere://x"),
         (("memory://empty/*.png",), "no images found here"),
         (("nothere/",), "nothere/: no such folder"),
-        (("hf:someone/data@main:all",), "predicted are files; give hf://datasets/someone/data@main\n"),
+        (
+            ("hf:someone/data@main:all",),
+            "predicted are files; give hf://datasets/someone/data@main\n",
+        ),
         (("hf:/tmp",), "predicted are files; give /tmp\n"),
         (("",), "'': is empty"),
     ],
