@@ -258,6 +258,29 @@ def evaluate_split(
     return {**figures, "protocol": info.protocol.describe(), "seconds": time.monotonic() - began}
 
 
+def look_through(
+    model: Trained,
+    info: ModelInfo,
+    dataset: Dataset,
+    measure: Measure,
+    on_image: Callable[[ScoredImage], None],
+    **options: Unpack[EvaluationOptions],
+) -> tuple[list[str], bool]:
+    """Call `on_image` with every image of a split; arguments as in `evaluate_split`.
+
+    Returns:
+        A line for each image that could not be read, and whether all were seen.
+
+    Raises:
+        SetrError: as `evaluate_split`.
+    """
+    options.update(detailed=False, on_image=on_image)
+    try:
+        return evaluate_split(model, info, dataset, measure=measure, **options)["failed"], True
+    except Stopped as stop:
+        return list(stop.args), False
+
+
 def _device_of(model: Trained) -> torch.device:
     """The device of a model's weights; the CPU for one without any."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))

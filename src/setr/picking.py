@@ -21,11 +21,10 @@ from torch import Tensor
 
 from setr.arguments.choices import Precision
 from setr.data.dataset import Dataset
-from setr.evaluation import evaluate_split
+from setr.evaluation import look_through
 from setr.labels import IGNORE
 from setr.model_info import ModelInfo
 from setr.opening import Trained
-from setr.processes.interrupt import Stopped
 from setr.scores.scored_images import ScoredImage
 
 THUMBNAIL = 16
@@ -137,22 +136,16 @@ def pick_images(
         SetrError: as `evaluate_split`.
     """
     seen = Uncertain()
-    failed: list[str] = []
-    complete = True
-    try:
-        failed = evaluate_split(
-            model,
-            info,
-            dataset,
-            precision=precision,
-            workers=workers,
-            detailed=False,
-            measure=margin_uncertainty,
-            on_image=seen,
-            stopped=stopped,
-        )["failed"]
-    except Stopped as stop:
-        failed, complete = list(stop.args), False
+    failed, complete = look_through(
+        model,
+        info,
+        dataset,
+        margin_uncertainty,
+        seen,
+        precision=precision,
+        workers=workers,
+        stopped=stopped,
+    )
     numbers = sorted(seen.names)
     chosen: list[int] = []
     if numbers:

@@ -19,12 +19,11 @@ from torch import Tensor
 from setr.arguments.choices import Precision
 from setr.data.dataset import Dataset
 from setr.data.survey import difference_hash
-from setr.evaluation import evaluate_split
+from setr.evaluation import look_through
 from setr.labels import IGNORE
 from setr.model_info import ModelInfo
 from setr.opening import Trained
 from setr.pages.gallery import Extremes
-from setr.processes.interrupt import Stopped
 from setr.scores.label_quality import label_quality, likelihood_sums, suspicious_regions
 from setr.scores.misplaced import agreement, find_misplaced
 from setr.scores.scorecard import AHEAD_PIXELS, THREADS
@@ -152,22 +151,16 @@ def review_split(
         SetrError: as `evaluate_split`.
     """
     reviewer = Reviewer(len(dataset.labels.classes), shown)
-    failed: list[str] = []
-    complete = True
-    try:
-        failed = evaluate_split(
-            model,
-            info,
-            dataset,
-            precision=precision,
-            workers=workers,
-            detailed=False,
-            measure=likelihood,
-            on_image=reviewer,
-            stopped=stopped,
-        )["failed"]
-    except Stopped as stop:
-        failed, complete = list(stop.args), False
+    failed, complete = look_through(
+        model,
+        info,
+        dataset,
+        likelihood,
+        reviewer,
+        precision=precision,
+        workers=workers,
+        stopped=stopped,
+    )
     reviewer.finish()
     with np.errstate(invalid="ignore"):
         thresholds = reviewer.likelihoods / reviewer.pixels
