@@ -54,7 +54,7 @@ def test_every_tensor_is_the_mean(runs, tmp_path, capsys):
         assert torch.equal(tensor, mean.to(tensor.dtype)), name
     assert info.protocol.short_side == 64
     assert info.metrics == {}
-    assert info.licence == "apache-2.0; mit"
+    assert info.licence == "mit; apache-2.0"
     assert (info.data, info.base_model) == ("photos", None)  # that of the first is not that of all
     assert info.command.startswith("setr average")
 

@@ -532,6 +532,15 @@ def read_packs(out: Path, form: str) -> dict[str, bytes]:
     return dict(found)
 
 
+@pytest.mark.parametrize("key", ["ETag", "md5Hash", "blob_id"])  # of S3, Google and the Hub
+def test_the_stamp_of_an_object_is_of_its_bytes(monkeypatch, key):
+    store = fsspec.filesystem("memory")
+    store.pipe("/stamped/a.png", b"1")
+    plain = store.info
+    monkeypatch.setattr(type(store), "info", lambda _, path, **__: {**plain(path), key: "ab"})
+    assert [item.stamp for item in find_items(["memory://stamped"])] == ["1-ab"]
+
+
 def test_object_storage_in_and_out(model_dir, photos, archives, expected, tmp_path, monkeypatch):
     store = fsspec.filesystem("memory")
     store.put(f"{photos}/", "/photos", recursive=True)
@@ -645,6 +654,11 @@ def test_a_file_that_is_no_manifest_stays(model_dir, photos, tmp_path, capsys):
         (("nowhere://x",), "nowhere://x"),
         (("memory://empty/*.png",), "no images found here"),
         (("nothere/",), "nothere/: no such folder"),
+        (
+            ("hf:someone/data@main:all",),
+            "predicted are files; give hf://datasets/someone/data@main\n",
+        ),
+        (("hf:/tmp",), "predicted are files; give /tmp\n"),
         (("",), "'': is empty"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -53,6 +55,18 @@ def test_the_peak_is_that_of_the_row_s_own_device(model_dir, monkeypatch):
     predictor = load(model_dir, device="cpu")
     assert bench_row.time_batch(predictor, (1, 3, 32, 48), 0.0)["peak_mb"] == 7
     assert asked == [predictor.device]
+
+
+def test_slow_runs_end_after_a_while(model_dir, monkeypatch):
+    ran, clock = [], itertools.count(step=20.0)  # seconds, in each run
+    predict = bench_row.predict_mask
+    monkeypatch.setattr(
+        bench_row, "predict_mask", lambda *a, **o: ran.append(1) or predict(*a, **o)
+    )
+    monkeypatch.setattr(bench_row, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    timed = bench_row.time_batch(load(model_dir, device="cpu"), (2, 3, 32, 48), 5.0)
+    assert timed["images_per_second"] == 2 / 20
+    assert len(ran) == 3
 
 
 def row(runtime: str, precision: str, speed: float, agreement: float, miou: float | None) -> dict:

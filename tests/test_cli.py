@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import re
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from setr.arguments.elsewhere import COMMANDS_ELSEWHERE
 from setr.cli import VERBS, _reason, main
 from setr.data.scenes import draw
-from setr.errors import FAILED, OK, USAGE
+from setr.errors import FAILED, INTERRUPTED, OK, USAGE
 from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.labels import Labels
@@ -120,6 +121,16 @@ def test_usage_errors_are_one_line(capsys, arguments, expected, tmp_path, monkey
 def test_debug_shows_the_traceback():
     with pytest.raises(Exception, match="unknown"):
         main(["train", "demoo", "--debug"])
+
+
+def test_ctrl_c_while_the_command_is_imported_is_one_line(capsys, monkeypatch):
+    class Interrupted:
+        def __getattr__(self, name: str) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "setr.cli", Interrupted())
+    assert importlib.import_module("setr.__main__").main() == INTERRUPTED
+    assert capsys.readouterr().err == "setr: interrupted\n"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="other systems keep a folder that is in use")

@@ -379,6 +379,17 @@ def test_a_batch_of_one_has_no_room_for_both(tmp_path, teacher, unlabelled):
         train(config)
 
 
+@pytest.mark.parametrize(("images", "share", "batch"), [(1, 0.5, 2), (1, 0.1, 2), (3, 0.7, 9)])
+def test_the_largest_batch_is_limited_by_its_labelled_images(
+    tmp_path, teacher, unlabelled, images, share, batch
+):
+    config = tiny_config(tmp_path / "run", batch="auto")
+    config = with_images(config, teacher, unlabelled, share=share)
+    found = estimating.resolve_batch_and_steps(config, 9, images, CPU)
+    assert found.train.batch_size == batch
+    assert batch - unlabelled_count(found) <= images
+
+
 @pytest.mark.parametrize("folder", ["nowhere", "empty"])
 def test_a_folder_without_images_is_refused(tmp_path, teacher, folder):
     (tmp_path / "empty").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 
 import numpy as np
@@ -76,6 +77,19 @@ def test_a_name_of_another_toolkit_is_answered():
             _ = owner.something
     with pytest.raises(AttributeError, match=r"'from_pretrained'; use setr\.load\(SOURCE\)"):
         setr.Predictor.from_pretrained("x")
+
+
+def test_a_name_of_another_toolkit_is_answered_where_it_is_imported(monkeypatch):
+    with pytest.raises(ImportError, match=r"import name 'YOLO' from 'setr'; use setr\.load\(MODEL"):
+        from setr import YOLO  # noqa: F401
+    with pytest.raises(ImportError, match=r"import name 'nothing' from 'setr' \("):
+        from setr import nothing  # noqa: F401
+    importlib.import_module("setr.losses")
+    monkeypatch.delattr(setr, "losses")  # as before its first import
+    from setr import losses
+
+    assert losses.__name__ == "setr.losses"
+    assert not hasattr(setr, "YOLO")
 
 
 def test_a_model_that_answers_compiles_whole():

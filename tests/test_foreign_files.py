@@ -44,7 +44,7 @@ def folder(root: Path, data: str, **files: str) -> str:
     return str(root)
 
 
-@pytest.mark.parametrize("ending", ["JPG", "jfif", "jp2", "tga", "avif", "pnm"])
+@pytest.mark.parametrize("ending", ["JPG", "jfif", "jp2", "tga", "avif", "pnm", "apng"])
 def test_images_with_unusual_endings_are_found(tmp_path, ending):
     if not {"avif": features.check("avif"), "jp2": features.check("jpg_2000")}.get(ending, True):
         pytest.skip("this Pillow lacks the format")

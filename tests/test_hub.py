@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 import setr
 from setr.cli import main
+from setr.config import Config, ModelConfig
 from setr.errors import FAILED, OK, SetrError
 from setr.export import metadata
 from setr.hub import from_pretrained, push_to_hub, save_pretrained
@@ -32,7 +33,10 @@ from setr.labels import Labels
 from setr.model import create_model
 from setr.model_info import ModelInfo, licence_of, with_metrics
 from setr.protocols import Protocol
+from setr.training.build import build_info
 from setr.training.named_config import named_config
+from setr.training.preparation import _origin
+from setr.training.runfolder import RunFolder
 from setr.weight_files.licences import offered_licence, weights_licence, weights_repository
 from setr.weight_files.pretrained import load_encoder, require_weights
 from tests.conftest import tiny_config, tiny_model
@@ -223,7 +227,7 @@ def test_the_hub_reads_the_head_of_the_card(tmp_path):
     save_pretrained(tmp_path, tiny_model("mla"), info)
     head = ModelCard((tmp_path / "README.md").read_text()).data
     assert (head.library_name, head.pipeline_tag) == ("setr", "image-segmentation")
-    assert (head.base_model, head.datasets) == (info.base_model, ["someone/scenes"])
+    assert (head.base_model, head.datasets) == ([info.base_model], ["someone/scenes"])
     (result,) = head.eval_results
     assert (result.dataset_name, result.dataset_split) == ("someone/scenes", "val")
     assert (result.metric_type, result.metric_value) == ("mean_iou", 0.5)
@@ -324,6 +328,22 @@ def test_the_licence_of_the_first_weights_goes_from_run_to_run(tmp_path, monkeyp
         assert "`first` (licence of these weights: cc-by-nc-4.0)" in card
         assert json.loads(metadata(model, info, "fp32", "logits")["licence"]) == "cc-by-nc-4.0"
         shutil.rmtree(first, ignore_errors=True)
+
+
+def test_a_hybrid_names_the_weights_of_its_resnet_too(tmp_path):
+    model = ModelConfig("hybrid_base", pretrained="mae", pretrained_resnet="gluon_in1k")
+    config = Config(model=model)
+    licence, base = _origin(config, RunFolder(tmp_path / "run"))
+    assert licence == "cc-by-nc-4.0; apache-2.0"
+    info = dataclasses.replace(build_info(config, INFO.labels), licence=licence, base_model=base)
+    save_pretrained(tmp_path, tiny_model("mla"), info)
+    card = (tmp_path / "README.md").read_text()
+    assert f"`mae; gluon_in1k` (licence of these weights: {licence})" in card
+    assert ModelCard(card).data.base_model == [
+        "timm/vit_base_patch16_224.mae", "timm/resnet50c.gluon_in1k",
+    ]  # fmt: skip
+    alone = config.replace({"model.pretrained": None})
+    assert _origin(alone, RunFolder(tmp_path / "run"))[0] == "apache-2.0"
 
 
 def test_a_model_trained_from_random_weights_has_nobodys_licence(tmp_path):

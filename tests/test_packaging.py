@@ -55,7 +55,7 @@ def test_wheel_holds_the_package_and_nothing_else(built):
     others = {n.partition("dist-info/")[2] for n in names - package}
     assert {n for n in others if "/" in n} == {"licenses/LICENSE"}
     assert "" not in others
-    assert "setr = setr.cli:main" in points
+    assert "setr = setr.__main__:main" in points
     assert HeaderParser().parsestr(metadata)["Version"] == setr.__version__
 
 

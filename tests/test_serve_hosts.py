@@ -148,6 +148,23 @@ def test_every_route_asks_for_the_name(models):
             assert sock.recv(100).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        (b"http://127.0.0.1:80/healthz?x=1", b"evil.example", b"200"),
+        (b"HTTP://127.0.0.1", b"evil.example", b"200"),
+        (b"http://evil.example/healthz", b"127.0.0.1", b"403"),
+        (b"http:///healthz", b"127.0.0.1", b"200"),
+        (b"http://127.0.0.1/none", b"127.0.0.1", b"404"),
+    ],
+)
+def test_the_name_in_an_address_comes_before_the_header(models, target, host, status):
+    """As proxies send addresses: RFC 9112, section 3.2.2."""
+    with running(models, LIMITS, hosts=Hosts(local=True)) as (url, _), connect(url) as sock:
+        sock.sendall(b"GET %s HTTP/1.1\r\nHost: %s\r\n\r\n" % (target, host))
+        assert sock.recv(100).startswith(b"HTTP/1.1 " + status)
+
+
 def test_a_form_of_another_site_computes_nothing(models, monkeypatch):
     with running(models, LIMITS) as (url, app), httpx.Client(base_url=url, timeout=120) as client:
         monkeypatch.setattr(app.service, "compute", None)

@@ -82,6 +82,15 @@ def test_other_values_are_refused(model_dir, tmp_path, capsys, options, why):
     assert why in capsys.readouterr().err
 
 
+def test_a_share_that_merges_nothing_is_refused(model_dir, tmp_path, capsys):
+    out = tmp_path / "fast"
+    words = [str(model_dir), "scenes:8", "-o", str(out), "--shares", "1", "0.05"]  # of 6 groups
+    assert main(["merge-tokens", *words]) == USAGE
+    told = "--shares 0.05: less than a group of 2x2 patches of 40x40 pixels; give a larger share"
+    assert told in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_an_encoder_that_needs_the_whole_grid_is_refused_first(tmp_path, capsys):
     encoder = {"encoder": "beit_base_patch16_224", "encoder_args": {"depth": 2, "embed_dim": 24}}
     model = tiny_model("naive", K, **{**encoder, "taps": (1, 2)})

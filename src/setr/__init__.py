@@ -7,6 +7,8 @@ or timm. The imports under `TYPE_CHECKING` are for type checkers and editors.
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -72,6 +74,9 @@ else:
         if name not in _EXPORTS:
             hints = importlib.import_module("setr.arguments.elsewhere_python")
             hint = hints.hint_at("setr", name)
+            imported = sys._getframe(1).f_code.co_name == "_handle_fromlist"  # from setr import …
+            if hint and imported and not importlib.util.find_spec(f"setr.{name}"):
+                raise ImportError(f"cannot import name '{name}' from 'setr'{hint}")
             raise AttributeError(f"module 'setr' has no attribute '{name}'{hint}")
         return getattr(importlib.import_module(f"setr.{_EXPORTS[name]}"), name)
 

@@ -1,5 +1,18 @@
-"""`python -m setr` is the command line."""
+"""`python -m setr` and the command `setr` are the command line."""
 
-from setr.cli import main
+import sys
 
-raise SystemExit(main())
+
+def main() -> int:
+    """Run it and return the exit code; while it is imported, too, Ctrl-C ends in one line."""
+    try:
+        from setr.cli import main as run
+
+        return run()
+    except KeyboardInterrupt:
+        print("setr: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

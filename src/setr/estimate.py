@@ -153,7 +153,7 @@ def with_chosen_batch(
     """Replace `train.batch auto` by a batch size.
 
     Args:
-        images: size of the training split, an upper limit of the batch size.
+        images: size of the training split, an upper limit of the labelled images in a batch.
         before: facts of the run that is continued; it keeps its batch size.
 
     Raises:
@@ -165,6 +165,8 @@ def with_chosen_batch(
         return with_batch(config, before["train.batch_size"])
     free = min(distributed.gather(free_bytes(device)))
     room = _room(free, device)
+    if config.distill.images:  # which are not labelled ones
+        images = max(2, int(images / (1 - config.distill.share)))
     found = distributed.on_first(
         lambda: largest_batch(config, num_classes, device, room=room, at_most=images)
     )

@@ -32,7 +32,8 @@ class ModelInfo:
         recipe: name of the recipe that trained it.
         metrics: results printed on the model card.
         crop_size: height and width of the training crops in pixels.
-        pretrained: source of the encoder's pretrained weights; None for random ones.
+        pretrained: source of the encoder's pretrained weights; None for random ones. A Hybrid may
+            have two, here and in `licence` and `base_model` with `; ` between.
         command: command that reproduces the model.
         bands: bands read from files, one for each channel; None for red, green and blue.
         licence: of the pretrained weights; None if it was not recorded.

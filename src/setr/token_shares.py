@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from setr.data.dataset import Dataset
+from setr.errors import UsageError
 from setr.evaluation import evaluate_split
 from setr.exporting.bench_row import time_batch
 from setr.model import SETR
@@ -57,17 +58,26 @@ def try_shares(
         predictor: of the model, in the precision that is tested.
         network: the predictor's own.
         dataset: a labelled split with the model's classes.
-        shares: 0 to 1.
+        shares: 0, then others up to 1.
         workers: processes that load images.
         count: number of images, evenly spaced over the split; all by default.
 
     Raises:
-        SetrError: a share out of range, an encoder whose blocks need the whole grid of patches, or
-            as `evaluate_split`.
+        SetrError: a share out of range, or of less than a group; an encoder whose blocks need the
+            whole grid of patches; or as `evaluate_split`.
     """
     height, width = timed_size(predictor)
     shape = (1, len(predictor.info.mean), height, width)
+    flops: list[int] = []
     for share in shares:
+        network.set_merge_tokens(share)
+        flops.append(forward_flops(network, height, width))
+        if share and flops[-1] == flops[0]:
+            raise UsageError(
+                f"--shares {share:g}: less than a group of 2x2 patches of {width}x{height} pixels; "
+                "give a larger share"
+            )
+    for share, operations in zip(shares, flops, strict=True):
         network.set_merge_tokens(share)
         figures = evaluate_split(
             network,
@@ -81,7 +91,7 @@ def try_shares(
         yield Tried(
             share,
             figures["miou"] or 0.0,
-            forward_flops(network, height, width) / 1e9,
+            operations / 1e9,
             time_batch(predictor, shape, SECONDS)["images_per_second"],
             figures,
         )

@@ -87,7 +87,7 @@ def _metadata(info: ModelInfo) -> dict[str, Any]:
         "tags": ["semantic-segmentation", "setr"],
     }
     if info.base_model:
-        known["base_model"] = info.base_model
+        known["base_model"] = info.base_model.split("; ")
     if info.data and "/" in info.data:
         known["datasets"] = [info.data]
     scores = {

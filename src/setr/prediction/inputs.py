@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from setr._extras import import_extra
+from setr.data.data_yaml import HUB
 from setr.data.pairing import open_list
 from setr.data.shard_writer import Keys
 from setr.errors import SetrError, UsageError, first_line
@@ -65,7 +66,8 @@ def find_items(sources: Sequence[str]) -> list[Item]:
     """The images of files, folders, globs, archives and addresses, ordered, without duplicates.
 
     Raises:
-        SetrError: a source that names nothing, or an archive that cannot be read.
+        SetrError: a source that names nothing, or data for `open_dataset`, or an archive that
+            cannot be read.
     """
     found: dict[tuple[str, object], Item] = {}
     for source in sources:
@@ -135,6 +137,8 @@ def _items(source: str, lists: tuple[str, ...] = ()) -> Iterator[Item]:
     if source.lower().endswith(LIST) and os.path.isfile(source):
         yield from _listed(source, lists)
         return
+    if source.startswith(HUB) and not os.path.lexists(source):
+        raise UsageError(f"{source}: predicted are files; give {_files_of(source)}")
     for path, name in expanded(source) or expanded(source, frozenset(ARCHIVES)):
         if not name:  # ends in a slash, or is empty
             raise UsageError(f"{source or repr(source)}: no such folder")
@@ -142,6 +146,12 @@ def _items(source: str, lists: tuple[str, ...] = ()) -> Iterator[Item]:
             yield from _archive(path, file_stamp(path))
         else:
             yield Item(name, path, file_stamp(path))
+
+
+def _files_of(data: str) -> str:
+    """What names the files of a Hugging Face data set."""
+    name = data.removeprefix(HUB)
+    return name if os.path.exists(name) else f"hf://datasets/{name.partition(':')[0]}"
 
 
 def _listed(source: str, lists: tuple[str, ...]) -> Iterator[Item]:
@@ -207,7 +217,8 @@ def _remote_stamp(store: Any, file: str) -> str:
         info = store.info(file)
     except FileNotFoundError:
         return "missing"
-    version = next((info[k] for k in ("ETag", "etag", "md5Hash", "mtime") if info.get(k)), "")
+    known = ("ETag", "etag", "md5Hash", "blob_id", "mtime")
+    version = next((info[k] for k in known if info.get(k)), "")
     return f"{info.get('size')}-{version}"
 
 

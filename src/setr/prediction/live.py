@@ -24,6 +24,7 @@ from setr.prediction.interlaced import INTERLACED, is_refused
 from setr.prediction.video import (
     OPEN_SECONDS,
     SECONDS,
+    TICKS,
     VIDEO_SUFFIXES,
     VideoReader,
     checked_rate,
@@ -253,7 +254,7 @@ class LiveReader:
                 return
             if not self._opened:
                 with self._change:
-                    self.rate = checked_rate(capture.get(cv2.CAP_PROP_FPS))
+                    self.rate = checked_rate(capture.get(cv2.CAP_PROP_FPS), TICKS)
                     self.announced = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
                     self._opened = True
                     self._change.notify_all()

@@ -35,6 +35,8 @@ SECONDS = 10.0
 """A source that sends no frame for this time is given up."""
 TIMED = (".webm", ".mkv")
 """Endings of files that announce the highest rate of a video, not the mean."""
+TICKS = 1000.0
+"""A second has so many in them and in streams; OpenCV tells this where a rate is not known."""
 LONGEST_GAP = 3600.0
 """Times of frames that are further apart in seconds are damaged."""
 MOST_DAMAGED = 250
@@ -84,7 +86,8 @@ class VideoReader:
         self._file = self._opened()
         if not self._file.isOpened():
             raise SetrError(f"{self.name}: not a video in a known format, or broken")
-        self.rate = checked_rate(self._file.get(cv2.CAP_PROP_FPS))
+        below = TICKS if self._is_timed else LARGEST_TICK
+        self.rate = checked_rate(self._file.get(cv2.CAP_PROP_FPS), below)
         self.announced = max(0, int(self._file.get(cv2.CAP_PROP_FRAME_COUNT)))
         return self
 
@@ -133,9 +136,9 @@ class VideoReader:
         self._file.release()
 
 
-def checked_rate(rate: float) -> float:
+def checked_rate(rate: float, below: float) -> float:
     """The frames per second that OpenCV tells, or 25 if they make no sense."""
-    return rate if 0 < rate < 1000 else 25.0
+    return rate if 0 < rate < below else 25.0
 
 
 def open_file(path: str | os.PathLike) -> cv2.VideoCapture:

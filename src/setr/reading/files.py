@@ -17,8 +17,8 @@ from setr.reading.made_folders import made_folders
 
 _HEIF_READ = HEIF_SUFFIXES if heif_package() else frozenset[str]()
 IMAGE_SUFFIXES = _HEIF_READ | frozenset(
-    {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif"}
-    | {".jp2", ".j2k", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"}
+    {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".apng", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
+    | {".avif", ".jp2", ".j2k", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
 UNREAD_SUFFIXES = (HEIF_SUFFIXES - _HEIF_READ) | frozenset(
     {".jxl", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".raf", ".orf", ".rw2", ".psd", ".exr", ".dcm"}

@@ -17,6 +17,7 @@ import traceback
 import uuid
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import unquote
 
 import anyio
 from starlette.datastructures import Headers, MutableHeaders
@@ -87,7 +88,17 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        await _Exchange(self, scope, receive, send).run()
+        await _Exchange(self, _without_host(scope), receive, send).run()
+
+
+def _without_host(scope: Any) -> Any:
+    """Of a request to a proxy, for `http://HOST/PATH`, one for PATH at HOST (RFC 9112, 3.2.2)."""
+    absolute = re.match(rb"(?i)https?://([^/]*)(.*)", scope["raw_path"])
+    if not absolute:
+        return scope
+    host, path = absolute[1], absolute[2] or b"/"
+    headers = [(b"host", host), *(h for h in scope["headers"] if h[0] != b"host")]
+    return {**scope, "path": unquote(path.decode()), "raw_path": path, "headers": headers}
 
 
 def refuse(scope: Any, refusal: Refusal) -> JSONResponse:
@@ -143,6 +154,9 @@ class _Exchange:
 
     def _check(self) -> None:
         path = self.scope["path"]
+        if {"transfer-encoding", "content-length"} <= {*self.headers.keys()}:
+            told = "the body has Transfer-Encoding and Content-Length: see RFC 9112; leave one out"
+            raise Refusal(400, "http", told)
         self.gate.hosts.check(self.headers)
         if self.gate.keys.guard(path):
             self.gate.keys.check(self.headers)

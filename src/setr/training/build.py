@@ -22,6 +22,7 @@ from setr.model_info import ModelInfo
 from setr.protocols import Protocol, preset
 from setr.reading.remote import is_repository
 from setr.scores.adjustment import class_biases
+from setr.weight_files.licences import joined
 from setr.weight_files.pretrained import load_encoder, require_weights, require_weights_fit
 from setr.weight_files.weight_settings import (
     Normalisation,
@@ -180,6 +181,7 @@ def without_weights(config: Config) -> Config:
 
 def build_info(config: Config, labels: Labels, bands: Bands | None = None) -> ModelInfo:
     """The information stored with the model."""
+    weights = config.model.pretrained, config.model.pretrained_resnet
     return ModelInfo(
         labels=labels,
         mean=config.model.mean,
@@ -187,7 +189,7 @@ def build_info(config: Config, labels: Labels, bands: Bands | None = None) -> Mo
         protocol=_protocol(config, labels),
         recipe=config.recipe,
         crop_size=config.data.crop_size,
-        pretrained=config.model.pretrained and _bare(config.model.pretrained),
+        pretrained=joined(_bare(source) for source in weights if source),
         bands=bands,
     )
 

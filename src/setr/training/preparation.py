@@ -32,6 +32,7 @@ from setr.training.runfolder import RunFolder
 from setr.training.splits import open_splits
 from setr.training.teacher import Teacher, open_teacher
 from setr.weight_files.licences import (
+    joined,
     licence_by_name,
     repository_by_name,
     weights_licence,
@@ -126,15 +127,17 @@ def prepare(
 
 
 def _origin(config: Config, folder: RunFolder) -> tuple[str | None, str | None]:
-    """Licence and repository of the weights that the run starts from, or as it recorded them."""
-    encoder = model_settings(config.model.name, encoder=config.model.encoder)["encoder"]
-    source = config.model.pretrained
-    if source and folder.state:
-        if not distributed.on_first(partial(holds_model, folder.out)):
-            # the weights need not be there any more
-            return licence_by_name(encoder, source), repository_by_name(encoder, source)
-        source = str(folder.out)
-    return weights_licence(encoder, source), weights_repository(encoder, source)
+    """Licences and repositories of the weights that the run starts from, or as it recorded them."""
+    own, model = model_settings(config.model.name, encoder=config.model.encoder), config.model
+    found = (own["encoder"], model.pretrained), (own.get("resnet"), model.pretrained_resnet)
+    weights = [(name, source) for name, source in found if source]
+    licence, repository = weights_licence, weights_repository
+    if weights and folder.state:
+        if distributed.on_first(partial(holds_model, folder.out)):
+            weights = [(own["encoder"], str(folder.out))]
+        else:  # the weights need not be there any more
+            licence, repository = licence_by_name, repository_by_name
+    return joined(licence(*one) for one in weights), joined(repository(*one) for one in weights)
 
 
 def _command(config: Config, data: tuple[Dataset, Dataset] | None, augment: Augment | None) -> str:

@@ -19,6 +19,7 @@ from setr.hub import from_pretrained
 from setr.model import SETR
 from setr.model_info import ModelInfo, licence_of
 from setr.model_sources import sources_of
+from setr.weight_files.licences import joined
 
 
 def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
@@ -40,7 +41,7 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
     sources = sources_of(sources)
     model, info = from_pretrained(sources[0])
     state = model.state_dict()
-    infos, licences = [info], {licence_of(model, info)}
+    infos, licences = [info], [licence_of(model, info)]
     sums = {k: v.double() for k, v in state.items() if v.is_floating_point()}
     for source in sources[1:]:
         other, its_info = from_pretrained(source)
@@ -57,19 +58,18 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
                 "only models of one data set can be averaged"
             )
         infos.append(its_info)
-        licences.add(licence_of(other, its_info))
+        licences.append(licence_of(other, its_info))
         found = other.state_dict()
         for name, total in sums.items():
             total += found[name]
     with torch.no_grad():
         means = {k: (v / len(sources)).to(state[k].dtype) for k, v in sums.items()}
     model.load_state_dict({**state, **means}, assign=True)
-    licence = "; ".join(sorted(filter(None, licences))) or None
     common: dict[str, Any] = {
         name: getattr(info, name) if len({getattr(one, name) for one in infos}) == 1 else None
         for name in ("base_model", "data")
     }
-    return model.eval(), replace(info, metrics={}, licence=licence, **common)
+    return model.eval(), replace(info, metrics={}, licence=joined(licences), **common)
 
 
 def _architecture(model: SETR) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,11 @@ _ON_THE_HUB = re.compile(r"https?://huggingface\.co/([\w.-]+/[\w.-]+)/(?:resolve
 """The address of a file there, after which its repository is read."""
 UNKNOWN = "unknown"
 UNTRAINED = "none, they began as random weights"
+
+
+def joined(origins: Iterable[str | None]) -> str | None:
+    """What is known of several weights, each once, with `; ` between; None for nothing."""
+    return "; ".join(dict.fromkeys(filter(None, origins))) or None
 
 
 def offered_licence(name: str) -> str:
