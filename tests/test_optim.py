@@ -11,6 +11,7 @@ import torch
 from setr.config import OptimConfig
 from setr.errors import USAGE, SetrError
 from setr.layers.positions import prefix_names
+from setr.model import create_model
 from setr.training.optim import MovingAverage, build_optimizer, learning_rate, set_lr
 from tests.conftest import tiny_model
 
@@ -38,6 +39,13 @@ def test_layer_decay_and_no_decay_for_norms():
     assert found["encoder.vit.pos_embed"] == (0.125, 0.0)
     assert found["encoder.vit.blocks.1.norm1.weight"] == (0.5, 0.0)
     assert found["decoder.classifier.weight"] == (10.0, 0.1)
+
+
+def test_the_class_tokens_of_segmenter_do_not_decay():
+    model = create_model("segmenter_nano", num_classes=2, img_size=32, channels=16)
+    found = factors(model, OptimConfig(weight_decay=0.1))
+    assert found["decoder.class_tokens"] == (10.0, 0.0)
+    assert found["decoder.patch_proj.weight"] == (10.0, 0.1)
 
 
 def test_groups_have_their_rates_for_a_loop_of_ones_own():
