@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from setr.config import OptimConfig
 from setr.errors import USAGE, SetrError
+from setr.labels import IGNORE
 from setr.layers.positions import prefix_names
+from setr.losses import segmentation_loss
+from setr.model import create_model
+from setr.recipes import recipe
 from setr.training.optim import MovingAverage, build_optimizer, learning_rate, set_lr
 from tests.conftest import tiny_model
 
@@ -38,6 +44,13 @@ def test_layer_decay_and_no_decay_for_norms():
     assert found["encoder.vit.pos_embed"] == (0.125, 0.0)
     assert found["encoder.vit.blocks.1.norm1.weight"] == (0.5, 0.0)
     assert found["decoder.classifier.weight"] == (10.0, 0.1)
+
+
+def test_the_class_tokens_of_segmenter_do_not_decay():
+    model = create_model("segmenter_nano", num_classes=2, img_size=32, channels=16)
+    found = factors(model, OptimConfig(weight_decay=0.1))
+    assert found["decoder.class_tokens"] == (10.0, 0.0)
+    assert found["decoder.patch_proj.weight"] == (10.0, 0.1)
 
 
 def test_groups_have_their_rates_for_a_loop_of_ones_own():
@@ -139,3 +152,49 @@ def test_settings_are_finite_and_not_negative(name, value):
     with pytest.raises(SetrError, match=rf"optim\.{name} {value:g}: give ") as caught:
         OptimConfig(**{name: value})
     assert caught.value.code == USAGE
+
+
+@pytest.mark.parametrize("decoder", ["naive", "pup", "mla"])
+def test_the_papers_recipes_train_as_the_authors_code(decoder):
+    """Heads at ten times the rate, 1e-4 at the end, a mean over all pixels, auxiliary heads 0.4."""
+    config, steps = recipe(f"cityscapes_setr_{decoder}_large_40k"), 5
+    torch.manual_seed(0)
+    model = tiny_model(decoder).double().train()
+    plain = copy.deepcopy(model)
+    ours = build_optimizer(model, config.optim)
+    base = 0.002 if decoder == "mla" else 0.01
+    peaks = [
+        base * (10 if name.startswith(("decoder", "aux_heads")) else 1)
+        for name, _ in plain.named_parameters()
+    ]
+    theirs = torch.optim.SGD([{"params": [p]} for p in plain.parameters()], momentum=0.9)
+    for step in range(steps):
+        images = torch.randn(2, 3, 32, 48, dtype=torch.double)
+        target = torch.randint(0, 5, (2, 32, 48))
+        target[:, 20:] = IGNORE
+        set_lr(ours, config.optim, step, steps)
+        losses = segmentation_loss(
+            model(images, with_aux=True),
+            target,
+            normalizer=torch.tensor(float(target.numel())),
+            aux_weight=config.train.aux_weight,
+        )
+        ours.zero_grad()
+        losses["loss"].backward()
+        ours.step()
+
+        for group, peak in zip(theirs.param_groups, peaks, strict=True):
+            group["lr"] = 1e-4 + (peak - 1e-4) * (1 - step / steps) ** 0.9
+        output = plain(images, with_aux=True)
+        loss = torch.zeros((), dtype=torch.double)
+        for number, logits in enumerate([output.logits, *output.aux]):
+            if number and decoder == "pup":
+                logits = F.interpolate(logits, scale_factor=4, mode="bilinear")
+            full = F.interpolate(logits, (32, 48), mode="bilinear")
+            entropy = F.cross_entropy(full, target, ignore_index=IGNORE, reduction="none").mean()
+            loss = loss + (0.4 if number else 1.0) * entropy
+        theirs.zero_grad()
+        loss.backward()
+        theirs.step()
+    for (name, a), b in zip(model.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=name)

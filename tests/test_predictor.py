@@ -33,7 +33,7 @@ from setr.model_info import ModelInfo
 from setr.predictor import Predictor
 from setr.protocols import Protocol
 from setr.reading.masks import read_mask
-from setr.scores.submissions import check_submission
+from setr.scores.submissions import TEST_IMAGES, check_submission
 from setr.writing import write_bytes
 from tests.conftest import refusal, save_scene_model, tiny_model
 
@@ -594,6 +594,12 @@ def test_submission_for_a_test_server(photo, tmp_path, monkeypatch, capsys):
     arguments = ["predict", str(model_dir), str(images), "-o", str(out), "--submit", "ade20k"]
     assert main(arguments) == OK
     assert check_submission("ade20k", out / "ade20k.zip") == 1
+    told = capsys.readouterr().err
+    assert "warning: 1 image, but the test split of ade20k has 3,352, and the server wants" in told
+    with monkeypatch.context() as patch:
+        patch.setitem(TEST_IMAGES, "ade20k", 1)
+        assert main(arguments) == OK
+    assert "but the test split" not in capsys.readouterr().err
     seen, plain, predict = [], load(model_dir), Predictor.predict
     with monkeypatch.context() as patch:
         patch.setattr(  # what is asked for, without its hundred windows

@@ -115,6 +115,7 @@ def _segmenter(size: str) -> Config:
             pretrained="augreg_in21k_ft_in1k",
             img_size=crop,
             drop_path=0.1,
+            pos_interp="bicubic_plain",
             mean=(0.5, 0.5, 0.5),
             std=(0.5, 0.5, 0.5),
         ),

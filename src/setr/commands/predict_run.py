@@ -35,7 +35,7 @@ from setr.processes.interrupt import Interrupt, Stopped
 from setr.processes.standard_streams import tell
 from setr.reading.files import expanded, one_line
 from setr.reading.storage import Storage, result_test
-from setr.scores.submissions import Submission, check_submission
+from setr.scores.submissions import TEST_IMAGES, Submission, check_submission
 from setr.writing import make_folder
 
 LATER = ("scales", "flip", "no_flip", "min_confidence", "short_side")
@@ -249,6 +249,14 @@ def submit(given: Arguments, items: Sequence[Item]) -> int:
     assert given.submit is not None
     predictor = load(given.model, **_loading(given))
     _tell_of_place(predictor, given.device)
+    wanted = TEST_IMAGES[given.submit]
+    if len(items) != wanted:
+        images = f"{len(items):,} image{'s' if len(items) > 1 else ''}"
+        print(
+            f"setr: warning: {images}, but the test split of {given.submit} has {wanted:,}, and "
+            "the server wants each of them once",
+            file=sys.stderr,
+        )
     path = Path(given.out) / f"{given.submit}.zip"
     make_folder(path.parent)
     with Submission(given.submit, path, predictor.info.labels) as submission:

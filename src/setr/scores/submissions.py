@@ -29,6 +29,8 @@ _NAMES = {
     "cityscapes": (re.compile(r"[a-z-]+_\d{6}_\d{6}"), "CITY_000000_000019_leftImg8bit.png"),
     "ade20k": (re.compile(r"ADE_test_\d{8}$"), "ADE_test_00000001.jpg"),
 }
+TEST_IMAGES = {"cityscapes": 1525, "ade20k": 3352}
+"""Images of each server's test split, of which it wants all (paper, section 4.1)."""
 _SIZE = (1024, 2048)  # of every Cityscapes image
 _STAMP = (2021, 1, 1, 0, 0, 0)  # of every member, so that equal predictions make equal files
 

@@ -24,9 +24,12 @@ FUSED = True
 NO_DECAY = (
     *("pos_embed", "relative_position_bias_table", "rel_pos_h", "rel_pos_w", "rope.freqs"),
     *PREFIX_TOKENS,
-    "gamma",
+    *("class_tokens", "gamma"),
 )
-"""Words in the names of parameters that are spared weight decay, as those of one axis are."""
+"""Words in the names of parameters that are spared weight decay, as those of one axis are.
+
+`class_tokens` are Segmenter's, as in its authors' code.
+"""
 
 
 def build_optimizer(model: SETR, config: OptimConfig) -> torch.optim.Optimizer:
