@@ -15,6 +15,7 @@ from torch._dynamo.testing import CompileCounter
 import setr
 from setr import mask_loss
 from setr.errors import USAGE, SetrError
+from setr.exporting.graphs import quiet
 from setr.labels import IGNORE, known_labels
 from setr.layers.mask_classifier import MaskClassifier, MaskOutput, Masks
 from setr.lora import add_lora
@@ -96,6 +97,27 @@ def written_out(
         allowed[:, :QUERIES, QUERIES + PREFIX :] = inside.flatten(2)
         x = block(x, p, f"encoder.vit.blocks.{i}.", grid, allowed if masked else None)
     return [*found, predicted(x, p, grid, eps)]
+
+
+def test_small_scores_keep_their_digits_in_onnx_runtime(tmp_path):
+    """Its Sigmoid would lose them: half of the value at -16, all of it below -18."""
+    runtime, _ = pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    classifier = randomised(MaskClassifier(WIDTH, K, patch_size=16, num_queries=QUERIES)).eval()
+    features = [torch.randn(1, WIDTH, 3, 4), 4 * torch.randn(1, WIDTH, 1, QUERIES)]
+    with torch.inference_mode():
+        scale = 40 / classifier.predict(*features).masks.abs().max()
+        classifier.mask_head[-1].weight *= scale
+        classifier.mask_head[-1].bias *= scale
+        expected = classifier(features)
+    assert expected.min() < -17
+    path = tmp_path / "heads.onnx"
+    with quiet():
+        torch.onnx.export(classifier, (features,), path, dynamo=True, verbose=False)
+    session = runtime.InferenceSession(path)
+    given = {i.name: x.numpy() for i, x in zip(session.get_inputs(), features, strict=True)}
+    found = torch.from_numpy(session.run(None, given)[0])
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("masked", [False, True])
