@@ -55,7 +55,8 @@ class Encoder(Backbone):
         norm_eps: epsilon of the blocks' layer norms; None keeps the model's own, usually 1e-6.
         readout: what becomes of the class token behind each tapped block: `ignore` it, `add` it to
             every patch token, or `concat` it to every patch token along the channels (Ranftl et al.
-            2021, section 3). Other prefix tokens are always ignored.
+            2021, section 3). Other prefix tokens are ignored, except by `mean`, which adds the mean
+            of all. Of an encoder with registers only, the first one is the class token.
         prune_norm: remove the final norm; False only for encoders that apply it.
         timm_args: further keyword arguments of `timm.create_model`, for example `depth`,
             `drop_path_rate` or `in_chans` (number of image channels, 3 by default).
@@ -167,7 +168,7 @@ class Encoder(Backbone):
         maps = []
         for tokens, merging in taken:
             patches = tokens[:, P:] if merging is None else merging.restore(tokens[:, P:])
-            found = read_out(patches, tokens[:, :1], self.readout)
+            found = read_out(patches, tokens[:, :P], self.readout)
             maps.append(found.reshape(images.shape[0], h, w, -1).permute(0, 3, 1, 2))
         return maps
 

@@ -30,7 +30,7 @@ def require_fit(model: Trained, info: ModelInfo, dataset: Dataset) -> None:
             raise DataError(
                 f"class {number} is '{a}' in the model but '{b}' in {dataset.name}; the classes "
                 "must be the same, in the same order (edit 'classes' and 'label_map' of the data; "
-                "`setr convert CHECKPOINT --labels NAME` names those of a checkpoint)"
+                "`setr convert CHECKPOINT --labels DATA` names those of a checkpoint)"
             )
 
 

@@ -30,13 +30,13 @@ from setr.reading.remote import at_revision, fetch, import_hub, is_repository
 from setr.weight_files.mapped_model import in_file, open_model
 from setr.weight_files.pretrained import weights_on_the_hub
 from setr.weight_files.tensorfiles import holds_weights
-from setr.weight_files.transformers_files import is_transformers
+from setr.weight_files.transformers_files import is_foreign
 from setr.writing import json_bytes, make_folder, write_errors
 
 FILES = ("config.json", "model.safetensors", "README.md", "config.yaml")
 """Files of a repository; `config.yaml` (the training settings) only if the model was trained."""
-_PREPROCESSOR = "preprocessor_config.json"
-"""A further file of a repository of transformers."""
+_PREPROCESSORS = ("preprocessor_config.json", "albumentations_config_eval.json")
+"""Further files of a repository of transformers, or of segmentation_models.pytorch."""
 _SAVING = ".saving-"
 
 
@@ -156,7 +156,7 @@ def model_folder(source: str | Path) -> Path:
 
     Args:
         source: a folder, or `owner/name` or `owner/name@revision`; also a repository of
-            transformers.
+            transformers or segmentation_models.pytorch.
 
     Raises:
         SetrError: as `from_pretrained`, except for the content of the files.
@@ -171,10 +171,10 @@ def model_folder(source: str | Path) -> Path:
     require_named(source)
     found = fetch(
         str(source),
-        (*FILES, _PREPROCESSOR),
-        is_complete=lambda f: holds_weights(f) if is_transformers(f) else holds_model(f),
+        (*FILES, *_PREPROCESSORS),
+        is_complete=lambda f: holds_weights(f) if is_foreign(f) else holds_model(f),
     )
-    if is_transformers(found) and not holds_weights(found):  # under other names
+    if is_foreign(found) and not holds_weights(found):  # under other names
         return weights_on_the_hub(str(source)).parent
     return found
 
@@ -233,8 +233,8 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
     try:
         values = json_of(config.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            theirs = isinstance(values, dict) and "model_type" in values
-            hint = "; setr.load and `setr convert` open models of transformers" if theirs else ""
+            theirs = isinstance(values, dict) and {"model_type", "_model_class"} & values.keys()
+            hint = "; setr.load and `setr convert` open models of other code" if theirs else ""
             raise SetrError(f"{config}: format is not '{FORMAT}'{hint}")
         arguments = {k: as_tuple(v) for k, v in values["model"].items()}
         info = read_info(values, str(config))

@@ -19,7 +19,7 @@ from setr.model_sources import sources_of
 from setr.reading.remote import at_revision, fetched
 from setr.reading.urls import is_url
 from setr.weight_files.foreign import convert_foreign
-from setr.weight_files.transformers_files import is_transformers
+from setr.weight_files.transformers_files import is_foreign
 
 Trained = SETR | ExportedModel | Ensemble
 """What a trained model computes with."""
@@ -65,7 +65,7 @@ def _open(
     is_exported = Path(source).suffix in SUFFIXES
     if not is_exported and not Path(source).is_file():
         source = str(model_folder(source))
-    if not is_exported and (Path(source).is_file() or is_transformers(Path(source))):
+    if not is_exported and (Path(source).is_file() or is_foreign(Path(source))):
         model, info, _ = convert_foreign(source, **(foreign or {}))
         return model, info
     if foreign:

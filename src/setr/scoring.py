@@ -59,7 +59,7 @@ def score_labels(
     if label_map is not None:
         if reduce_zero_label:
             raise UsageError("--reduce-zero-label and --label-map both map ids: give one")
-        labels = _read_map(label_map, num_classes)
+        labels = read_labels(label_map, num_classes)
         if num_classes not in (None, len(labels.classes)):
             raise UsageError(
                 f"--num-classes {num_classes}: {label_map} has {len(labels.classes)} classes"
@@ -93,7 +93,16 @@ def _numbered(count: int) -> tuple[str, ...]:
     return tuple(map(str, range(count)))
 
 
-def _read_map(source: str, num_classes: int | None) -> Labels:
+def read_labels(source: str, num_classes: int | None = None) -> Labels:
+    """The classes of a known data set, of a YAML or JSON file, or of a folder with `data.yaml`.
+
+    Args:
+        source: name of the data set, or path.
+        num_classes: number of classes, where a file only maps ids to classes.
+
+    Raises:
+        SetrError: no such data set or file, or one without classes.
+    """
     if source.partition(":")[0] in known_datasets():
         return known_labels(source)
     path = Path(source)

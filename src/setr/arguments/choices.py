@@ -7,7 +7,7 @@ from typing import Literal
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 PosInterp = Literal["bicubic", "bilinear", "bicubic_plain"]
 PrefixTokens = Literal["keep", "drop"]
-Readout = Literal["ignore", "add", "concat"]
+Readout = Literal["ignore", "add", "concat", "mean"]
 Neck = Literal["ln_mln", "mln", "none", "feature2pyramid"]
 OddSizes = Literal["crop", "squeeze"]
 Sharding = Literal["none", "full"]

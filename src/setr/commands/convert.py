@@ -18,7 +18,7 @@ from setr.arguments.named_values import encoder_arguments
 from setr.commands.parsing import as_typed, parse, require_default
 from setr.commands.shared import Out
 from setr.errors import OK, UsageError
-from setr.labels import Labels, known_labels
+from setr.labels import Labels
 from setr.processes.standard_streams import tell
 from setr.reading.urls import is_url
 from setr.writing import require_writable
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 class Arguments:
     """Turn a foreign checkpoint into a model directory that eval and predict understand.
 
-    A checkpoint of SETR, Segmenter, DPT, UPerNet or EoMT, from their authors, mmsegmentation or
-    transformers, needs only its file; for transformers also its folder, or owner/name on the Hub. A
+    A checkpoint of SETR, Segmenter, DPT, UPerNet or EoMT, from their authors, mmsegmentation,
+    transformers or segmentation_models.pytorch, needs only its file; for the latter two also its
+    folder, or owner/name on the Hub. A
     linear head of DINOv2 needs --pretrained, the encoder it was trained on, and so does EoMT on
     DINOv3 of its authors. An encoder (Google .npz, timm, DeiT, DINOv2, Hugging Face, torchvision)
     needs --model, and its heads start at random.
@@ -51,7 +52,8 @@ class Arguments:
     model: str | None = None
     """Named model to load an encoder (or weights of this toolkit) into."""
     encoder: str | None = None
-    """Any timm encoder in place of the model's own; of a linear head, the one it was trained on."""
+    """Any timm encoder in place of the model's own; of a linear head, and of a file of
+    segmentation_models.pytorch without its config.json, the one it was trained on."""
     encoder_args: tuple[str, ...] | None = None
     """Settings of the encoder for --model in which it differs from timm's model of its name, each
     NAME=VALUE, such as init_values=1e-5 reg_tokens=4."""
@@ -63,7 +65,8 @@ class Arguments:
     img_size: tuple[int, int] | None = None
     """Height and width in pixels the position grid is made for."""
     labels: str | None = None
-    """Known data set whose class names, colours and label map to store."""
+    """Classes to store, with colours and label map: a known data set, or the folder or YAML file of
+    your own."""
     num_classes: int | None = None
     """Number of classes for --model, where --labels is not given."""
     odd_sizes: OddSizes = "crop"
@@ -88,19 +91,19 @@ def run(arguments: list[str]) -> int:
         require_default(given, rule, "num_heads", "pretrained")
     else:
         rule = "does nothing without --model; add --model NAME, or leave it out"
-        heads = () if given.pretrained else ("encoder",)
         others = ("encoder_args", "num_classes", "pos_interp", "partial", "new_head")
-        require_default(given, rule, *heads, *others)
+        require_default(given, rule, *others)
     if given.labels:
         rule = f"does nothing with --labels {given.labels}; leave one of them out"
         require_default(given, rule, "num_classes")
     if (given.out / "config.json").exists() and not given.overwrite:
         raise UsageError(f"{given.out}: holds a model; add --overwrite")
     require_writable(given.out, "-o")
-    labels = known_labels(given.labels) if given.labels else None
     from setr.hub import save_pretrained
+    from setr.scoring import read_labels
     from setr.weight_files.licences import weights_repository
 
+    labels = read_labels(given.labels) if given.labels else None
     model, info, report = _into_model(given, labels) if given.model else _whole(given, labels)
     encoder = model.arguments["encoder"]
     sources = (weights_repository(encoder, source) for source in (given.source, given.pretrained))
@@ -128,7 +131,11 @@ def _file(given: Arguments) -> Path:
 def _command(given: Arguments) -> str:
     """The command that reproduces the model; the model card names files without their folders."""
     source, out = _bare(given.source), os.path.basename(os.path.abspath(given.out))
-    options = dataclasses.replace(given, pretrained=given.pretrained and _bare(given.pretrained))
+    options = dataclasses.replace(
+        given,
+        pretrained=given.pretrained and _bare(given.pretrained),
+        labels=given.labels and _bare(given.labels),
+    )
     words = itertools.chain(*as_typed(options).values())
     return shlex.join(["setr", "convert", source, "-o", out, *words])
 

@@ -41,23 +41,31 @@ class Reassemble(nn.Module):
             (readout `concat`), and a linear layer with GELU reduces the two to C, which is the
             readout "project" of the paper.
         channels: channels of the map while it is resampled.
-        scale: 4 or 2 for a transposed convolution, 1, or 0.5 for a convolution with stride 2.
+        scale: above 1 for a transposed convolution, 1, or below for a convolution with a stride.
         out_channels: channels after the last 3x3 convolution.
+        project: whether there is a linear layer with GELU without a class token, too.
     """
 
     def __init__(
-        self, in_channels: int, width: int, channels: int, scale: float, out_channels: int
+        self,
+        in_channels: int,
+        width: int,
+        channels: int,
+        scale: float,
+        out_channels: int,
+        *,
+        project: bool = False,
     ) -> None:
         super().__init__()
         self.readout: nn.Module | None = None
-        if in_channels != width:
+        if in_channels != width or project:
             self.readout = nn.Sequential(nn.Linear(in_channels, width), nn.GELU())
         self.project = nn.Conv2d(width, channels, 1)
         self.resample = _resampling(channels, scale)
         self.conv = nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, h, w) -> (B, out_channels, s*h, s*w), for s = 1/2 rounded up."""
+        """(B, in_channels, h, w) -> (B, out_channels, s*h, s*w), for s < 1 rounded up."""
         if self.readout is not None:
             x = self.readout(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return self.conv(self.resample(self.project(x)))
@@ -67,7 +75,7 @@ def _resampling(channels: int, scale: float) -> nn.Module:
     if scale == 1:
         return nn.Identity()
     if scale < 1:
-        return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        return nn.Conv2d(channels, channels, 3, stride=int(1 / scale), padding=1)
     return nn.ConvTranspose2d(channels, channels, int(scale), stride=int(scale))
 
 
@@ -100,13 +108,13 @@ class Fusion(nn.Module):
 
     Args:
         channels: channels C of all maps.
-        deepest: whether this is the first fusion, which has no other map to add.
+        lateral: whether the map is refined before it is added, too.
         align_corners: option of the upsampling.
     """
 
-    def __init__(self, channels: int, *, deepest: bool, align_corners: bool) -> None:
+    def __init__(self, channels: int, *, lateral: bool, align_corners: bool) -> None:
         super().__init__()
-        self.lateral = None if deepest else ResidualUnit(channels)
+        self.lateral = ResidualUnit(channels) if lateral else nn.Identity()
         self.refine = ResidualUnit(channels)
         self.project = nn.Conv2d(channels, channels, 1)
         self.align_corners = align_corners
@@ -119,11 +127,12 @@ class Fusion(nn.Module):
         """
         x = finer
         if fused is not None:
-            assert self.lateral is not None
             size = (fused.shape[-2], fused.shape[-1])
             if is_traced() or x.shape[-2:] != size:  # a traced graph must work at any size
                 x = resize_bilinear(x, size)
-            x = fused + self.lateral(x)
+        x = self.lateral(x)
+        if fused is not None:
+            x = fused + x
         return upsample(self.project(self.refine(x)), 2, align_corners=self.align_corners)
 
 
@@ -138,9 +147,13 @@ class DPTNeck(nn.Module):
             `reassembled_channels`.
         align_corners: option of the upsampling between fusions: True in all public
             implementations.
+        scales: scales of the maps in units of the patch grid, each half of the one before it.
+        project: whether maps go through a linear layer with GELU where there is no class token,
+            too, as in segmentation_models.pytorch.
+        deepest_lateral: whether the deepest map is refined twice, as there, too.
 
     Raises:
-        SetrError: more than four maps, or another number of `reassembled`.
+        SetrError: more maps than scales, or another number of `reassembled`.
     """
 
     def __init__(
@@ -151,10 +164,13 @@ class DPTNeck(nn.Module):
         channels: int = 256,
         reassembled: tuple[int, ...] | None = None,
         align_corners: bool = True,
+        scales: tuple[float, ...] = SCALES,
+        project: bool = False,
+        deepest_lateral: bool = False,
     ) -> None:
         super().__init__()
-        if len(widths) > len(SCALES):
-            raise UsageError(f"taps: {len(widths)} blocks; DPT reads {len(SCALES)} or fewer")
+        if len(widths) > len(scales):
+            raise UsageError(f"taps: {len(widths)} blocks; DPT reads {len(scales)} or fewer")
         reassembled = reassembled or reassembled_channels(width)[: len(widths)]
         if len(reassembled) != len(widths):
             raise UsageError(
@@ -162,20 +178,20 @@ class DPTNeck(nn.Module):
             )
         self.channels = channels
         self.reassemble = nn.ModuleList(
-            Reassemble(given, width, inner, scale, channels)
-            for given, inner, scale in zip(widths, reassembled, SCALES, strict=False)
+            Reassemble(given, width, inner, scale, channels, project=project)
+            for given, inner, scale in zip(widths, reassembled, scales, strict=False)
         )
         last = len(widths) - 1
         self.fusions = nn.ModuleList(
-            Fusion(channels, deepest=i == last, align_corners=align_corners)
+            Fusion(channels, lateral=i < last or deepest_lateral, align_corners=align_corners)
             for i in range(len(widths))
         )
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Maps (B, in_channels, h, w), shallow to deep -> fused maps (B, channels, s*h, s*w).
 
-        s is 8, 4, 2 and 1 in the same order: map i has seen the blocks from i on. An odd h or w
-        counts as the next even number.
+        s is 8, 4, 2 and 1 in the same order, twice the scales: map i has seen the blocks from i on.
+        An odd h or w counts as the next even number.
         """
         fused: list[Tensor] = []
         for reassemble, fusion, x in zip(

@@ -15,19 +15,22 @@ from setr.arguments.choices import Readout
 from setr.errors import UsageError
 
 
-def read_out(patches: Tensor, token: Tensor, readout: Readout) -> Tensor:
+def read_out(patches: Tensor, prefix: Tensor, readout: Readout) -> Tensor:
     """Combine patch tokens with the class token.
 
     Args:
         patches: (B, N, C).
-        token: the class token (B, 1, C).
-        readout: `ignore`, `add` or `concat`.
+        prefix: the tokens before them (B, P, C), the class token first.
+        readout: `ignore`, `add`, `concat`, or `mean` to add the mean of all prefix tokens.
 
     Returns:
         (B, N, C); for `concat` (B, N, 2C), the class token's channels last.
     """
     if readout == "ignore":
         return patches
+    if readout == "mean":
+        return patches + prefix.mean(dim=1, keepdim=True)
+    token = prefix[:, :1]
     if readout == "add":
         return patches + token
     return torch.cat([patches, token.expand_as(patches)], dim=2)
@@ -49,5 +52,5 @@ def require_readout(vit: Any, name: str, readout: Readout, *, dropped: bool) -> 
             f"readout '{readout}': prefix_tokens 'drop' drops the class token; keep it, or give "
             "readout 'ignore'"
         )
-    if getattr(vit, "cls_token", None) is None:
+    if not vit.num_prefix_tokens:
         raise UsageError(f"readout '{readout}': {name} has no class token; give readout 'ignore'")

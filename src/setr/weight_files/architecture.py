@@ -18,6 +18,7 @@ from setr.weight_files.eomt import HEAD_WIDTH, eomt_architecture
 from setr.weight_files.lightly_layouts import linear_architecture
 from setr.weight_files.naming import (
     LIGHTLY_LINEAR,
+    SMP,
     Tensors,
     Translation,
     count_parts,
@@ -26,6 +27,7 @@ from setr.weight_files.naming import (
 )
 from setr.weight_files.relative_bias import TABLE, relative_encoder, relative_taps
 from setr.weight_files.setr_layouts import mla_arguments, segmenter_arguments, upsampling_arguments
+from setr.weight_files.smp import smp_architecture
 from setr.weight_files.upernet import MARKER, upernet_arguments
 
 _KNOWN_SIZES = {(768, 12, 12): "vit_base_patch16_384", (1024, 24, 16): "vit_large_patch16_384"}
@@ -67,6 +69,10 @@ def read_architecture(
         SetrError: tensors that contradict each other, or a keyword argument that is needed.
     """
     t = found.tensors
+    if found.dialect == SMP:
+        return smp_architecture(
+            found, meta, source=source, num_heads=num_heads, taps=taps, img_size=img_size
+        )
     if found.dialect == "eomt":
         return eomt_architecture(found, meta, num_heads=num_heads, img_size=img_size)
     if found.dialect == LIGHTLY_LINEAR:
@@ -173,6 +179,9 @@ def function_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
         options["align_corners"] = decoder.get("align_corners", True)
     if arguments["decoder"] in ("naive", "dpt"):
         options["final_scale"] = decoder.get("final_scale", 1)
+    if arguments["decoder"] == "dpt":
+        neck = arguments["neck_args"] or {}
+        options["deepest_lateral"] = neck.get("deepest_lateral", False)
     if arguments["decoder"] in ("naive", "pup") and arguments["aux_taps"]:
         options["auxiliary final_scale"] = aux.get("final_scale", 1)
     return options

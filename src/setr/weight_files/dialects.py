@@ -1,7 +1,7 @@
 """Recognise the layout (dialect) of a checkpoint and rename its tensors to our names.
 
 Whole models (`official`: the authors' repository, `mmseg`, `segmenter`, `dpt`: their authors'
-repositories, `dpt-transformers`, `beit-transformers`, `eomt`, `lightly-linear`, our own `setr`),
+repositories, `dpt-transformers`, `dpt-smp`, `beit-transformers`, `eomt`, `lightly-linear`, our own `setr`),
 DINOv2's linear heads (`linear`) and EoMT's differences to DINOv3 (`eomt-delta`) get our full names;
 encoders (`google`, `timm`, `deit`, `prithvi`, `dinov3`, `radio`, `siglip`, `clip`, `openclip`,
 `aimv2`, `internvit`, `gemma4`, `huggingface`, `sam`, `resnet`) get timm's names without a prefix.
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from setr.errors import SetrError
 from setr.reading.parsed import BROKEN
 from setr.weight_files.beit_layouts import transformers_beit
-from setr.weight_files.dpt_layouts import authors_dpt, transformers_dpt
+from setr.weight_files.dpt_layouts import authors_dpt, smp_dpt, transformers_dpt
 from setr.weight_files.encoder_layouts import (
     PREFIX,
     dinov3,
@@ -33,6 +33,7 @@ from setr.weight_files.multimodal_layouts import aimv2, gemma4, internvit, openc
 from setr.weight_files.naming import Tensors, Translation
 from setr.weight_files.sam import sam
 from setr.weight_files.setr_layouts import linear, mmseg, official, segmenter
+from setr.weight_files.smp import require_dpt
 
 Convert = Callable[[Tensors], Translation]
 
@@ -58,6 +59,8 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
             for marker, convert in dialects:
                 if any(re.match(marker, name) for name in inside):
                     return _converted(convert, inside, source)
+        for inside in layers:
+            require_dpt(inside, source)
     if staged := next((name for name in tensors if re.search(_STAGES, name)), None):
         raise SetrError(
             f"{source}: its encoder has stages of several resolutions ({staged}), as in SegFormer, "
@@ -67,6 +70,7 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
         f"{source}: unknown layout (its tensors are called {', '.join(list(given)[:3])}, …); "
         "supported are this toolkit's models, SETR, Segmenter, DPT and EoMT of their authors, "
         "those and UPerNet of mmsegmentation, EoMT, DPT, BEiT and data2vec of transformers, "
+        "segmentation_models.pytorch's DPT, "
         "LightlyTrain's EoMT and linear heads, DINOv2's linear heads, and encoders of timm, "
         "Google, DINOv3, RADIO, SAM, OpenCLIP, AIMv2, InternViT, Prithvi, "
         "Hugging Face ViT/BEiT/DINOv2/SigLIP/CLIP/Gemma, torchvision's ResNets"
@@ -144,6 +148,7 @@ _WHOLE_MODELS: list[tuple[str, Convert]] = [
     (r"decoder\.cls_emb$", segmenter),
     (r"head\.head\.1\.running_mean$", transformers_dpt),  # depth models have no batch norm here
     (r"scratch\.output_conv\.1\.running_mean$", authors_dpt),
+    (r"decoder\.reassemble_blocks\.\d+\.project_to_out_channel\.", smp_dpt),
     (r"decode_head\.bn\.", linear),
 ]
 _ENCODERS: list[tuple[str, Convert]] = [

@@ -1,20 +1,24 @@
-"""Checkpoints of DPT for segmentation: of its authors, transformers and mmsegmentation.
+"""Checkpoints of DPT for segmentation: of its authors, transformers, mmsegmentation and smp.
 
 `dpt` is the authors' layout (isl-org/DPT), `dpt-transformers` that of transformers' class
-DPTForSemanticSegmentation. mmsegmentation's is a part of its common layout (`setr_layouts.py`). The
-fusions of transformers and mmsegmentation run from deep to shallow, ours from shallow to deep. The
-deepest one has an unused residual unit in all but mmsegmentation.
+DPTForSemanticSegmentation, `dpt-smp` that of segmentation_models.pytorch. mmsegmentation's is a
+part of its common layout (`setr_layouts.py`). Their fusions run from deep to shallow, except the
+authors'; ours from shallow to deep. The deepest one has a first residual unit in all but
+mmsegmentation; only segmentation_models.pytorch uses it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from setr.errors import SetrError
+from setr.layers.dpt import SCALES
 from setr.weight_files.encoder_layouts import huggingface, timm
 from setr.weight_files.naming import (
+    SMP,
     Rule,
     Tensors,
     Translation,
@@ -24,9 +28,15 @@ from setr.weight_files.naming import (
     rename,
 )
 
+READOUT = "neck.reassemble.0.readout.0.weight"
+"""The first layer that reads the class token; its input is twice as wide as its output."""
 _UNITS = {"1": "lateral", "2": "refine"}
 _LAYERS = {"1": "first", "2": "second"}
 _KINDS = {"conv": "0", "convolution": "0", "bn": "1", "batch_norm": "1"}
+_STRIDES = (4, 8, 16, 32)
+"""Pixels per cell of the maps that are fused, shallow to deep, whatever the patch size."""
+_DIGITS = 6
+"""Of a mean or standard deviation in fp32."""
 
 
 def authors_dpt(tensors: Tensors) -> Translation:
@@ -46,7 +56,8 @@ def authors_dpt(tensors: Tensors) -> Translation:
             r"scratch\.refinenet(\d)\.resConfUnit(\d)\.(conv|bn)(\d)\.(.+)",
             lambda m: _unit(int(m[1]) - 1, m[2], m[4], m[3], m[5]),
         ),
-        *_sequential_heads(r"scratch\.output_conv", "auxlayer"),
+        *_sequential_head(r"scratch\.output_conv", "decoder.conv", "decoder"),
+        *_sequential_head("auxlayer", "aux_heads.0.convs.0", "aux_heads.0"),
     ]
     return _joined("dpt", timm(encoder), rest, rules)
 
@@ -66,9 +77,39 @@ def transformers_dpt(tensors: Tensors) -> Translation:
             fusion + r"residual_layer(\d)\.(convolution|batch_norm)(\d)\.(.+)",
             lambda m: _unit(last - int(m[1]), m[2], m[4], m[3], m[5]),
         ),
-        *_sequential_heads(r"head\.head", r"auxiliary_head\.head"),
+        *_sequential_head(r"head\.head", "decoder.conv", "decoder"),
+        *_sequential_head(r"auxiliary_head\.head", "aux_heads.0.convs.0", "aux_heads.0"),
     ]
     return _joined("dpt-transformers", huggingface(encoder), rest, rules)
+
+
+def smp_dpt(tensors: Tensors) -> Translation:
+    """A checkpoint of segmentation_models.pytorch's DPT.
+
+    Its own examples keep mean and standard deviation in the module around the model.
+    """
+    encoder, rest = _split(tensors, "encoder.model.")
+    last = count_parts(rest, r"decoder\.fusion_blocks\.(\d+)\.") - 1
+    block, fusion = r"decoder\.reassemble_blocks\.(\d+)\.", r"decoder\.fusion_blocks\.(\d+)\."
+    rules: list[Rule] = [
+        (r"decoder\.projection_blocks\.(\d+)\.project\.(.+)", r"neck.reassemble.\1.readout.\2"),
+        (block + r"project_to_out_channel\.(.+)", r"neck.reassemble.\1.project.\2"),
+        (block + r"upsample\.(.+)", r"neck.reassemble.\1.resample.\2"),
+        (block + r"project_to_feature_dim\.(.+)", r"neck.reassemble.\1.conv.\2"),
+        (fusion + r"project\.(.+)", lambda m: f"neck.fusions.{last - int(m[1])}.project.{m[2]}"),
+        (
+            fusion + r"residual_conv_block(\d)\.(conv|batch_norm)_(\d)\.(.+)",
+            lambda m: _unit(last - int(m[1]), m[2], m[4], m[3], m[5]),
+        ),
+        *_sequential_head(r"segmentation_head\.head", "decoder.conv", "decoder"),
+    ]
+    around = {
+        name: [round(value, _DIGITS) for value in rest.pop(name).flatten().tolist()]
+        for name in ("mean", "std")
+        if name in rest
+    }
+    found = _joined(SMP, timm(encoder), rest, rules)
+    return dataclasses.replace(found, settings=around)
 
 
 def mmseg_dpt(tensors: Tensors) -> list[Rule]:
@@ -102,13 +143,11 @@ def _unit(level: int, unit: str, layer: str, kind: str, rest: str) -> str:
     return f"neck.fusions.{level}.{_UNITS[unit]}.{_LAYERS[layer]}.{_KINDS[kind]}.{rest}"
 
 
-def _sequential_heads(main: str, auxiliary: str) -> list[Rule]:
-    """Rules for heads of convolution, batch norm, ReLU, dropout, classifier in one Sequential."""
+def _sequential_head(there: str, conv: str, head: str) -> list[Rule]:
+    """Rules for a head of convolution, batch norm, ReLU, dropout, classifier in one Sequential."""
     return [
-        (main + r"\.([01])\.(.+)", r"decoder.conv.\1.\2"),
-        (main + r"\.4\.(.+)", r"decoder.classifier.\1"),
-        (auxiliary + r"\.([01])\.(.+)", r"aux_heads.0.convs.0.\1.\2"),
-        (auxiliary + r"\.4\.(.+)", r"aux_heads.0.classifier.\1"),
+        (there + r"\.([01])\.(.+)", rf"{conv}.\1.\2"),
+        (there + r"\.4\.(.+)", rf"{head}.classifier.\1"),
     ]
 
 
@@ -125,16 +164,22 @@ def _split(tensors: Tensors, prefix: str) -> tuple[Tensors, Tensors]:
 
 def _joined(dialect: str, encoder: Translation, rest: Tensors, rules: list[Rule]) -> Translation:
     """Encoder and heads with our names, without what the model never uses."""
-    renamed, unexpected = rename(rest, rules)
-    last = count_parts(renamed, r"neck\.fusions\.(\d+)\.") - 1
-    unused = f"neck.fusions.{last}.lateral."
-    tensors = {n: v for n, v in renamed.items() if not n.startswith(unused)}
+    tensors, unexpected = rename(rest, rules)
+    if dialect != SMP:
+        last = count_parts(tensors, r"neck\.fusions\.(\d+)\.") - 1
+        unused = f"neck.fusions.{last}.lateral."
+        tensors = {n: v for n, v in tensors.items() if not n.startswith(unused)}
     filled = _fold_biases(tensors)
     for name, value in encoder.tensors.items():
-        if not re.match(r"(norm|head|fc_norm|pre_logits)\.", name):  # behind the last block
+        if not behind_blocks(name):
             tensors[f"encoder.vit.{name}"] = value
     unexpected += [n for n in encoder.unexpected if not n.startswith("pooler.")]
     return Translation(dialect, tensors, whole=True, unexpected=unexpected, filled=filled)
+
+
+def behind_blocks(name: str) -> bool:
+    """Whether an encoder's tensor belongs to a layer behind its last block."""
+    return bool(re.match(r"(norm|head|head_dist|fc_norm|pre_logits|attn_pool|neck)\.", name))
 
 
 def _fold_biases(tensors: Tensors) -> list[str]:
@@ -162,18 +207,20 @@ def _fold_biases(tensors: Tensors) -> list[str]:
 def dpt_arguments(found: Translation) -> dict[str, Any]:
     """Keyword arguments of `SETR` for a DPT, except the encoder's."""
     t, port = found.tensors, found.dialect == "mmseg"
+    resampled = {"mmseg": "bicubic_plain", SMP: "bicubic"}
     count = count_parts(t, r"neck\.reassemble\.(\d+)\.")
     aux = {"num_convs": 1, "concat_input": False}
     if "aux_heads.0.classifier.weight" in t:
         aux["channels"] = t["aux_heads.0.classifier.weight"].shape[1]
     return {
-        "pos_interp": "bicubic_plain" if port else "bilinear",
+        "pos_interp": resampled.get(found.dialect, "bilinear"),
         "prefix_tokens": "keep",
         "neck_args": {
             "channels": len(t["neck.reassemble.0.conv.weight"]),
             "reassembled": tuple(
                 len(t[f"neck.reassemble.{i}.project.weight"]) for i in range(count)
             ),
+            **(_smp_neck(t, count) if found.dialect == SMP else {}),
         },
         "decoder_args": {
             "channels": t["decoder.classifier.weight"].shape[1],
@@ -183,6 +230,18 @@ def dpt_arguments(found: Translation) -> dict[str, Any]:
     }
 
 
+def _smp_neck(t: Tensors, count: int) -> dict[str, Any]:
+    """What `DPTNeck` is called with for segmentation_models.pytorch only."""
+    neck: dict[str, Any] = {"deepest_lateral": True}
+    patch = t["encoder.vit.patch_embed.proj.weight"].shape[-1]
+    if patch != SCALES[0] * _STRIDES[0]:
+        neck["scales"] = tuple(patch / stride for stride in _STRIDES[:count])
+    layer = t.get(READOUT)
+    if layer is not None and layer.shape[0] == layer.shape[1]:
+        neck["project"] = True
+    return neck
+
+
 _NORM_EPS = {"mmseg": 1e-5, "dpt-transformers": 1e-12, "dpt": 1e-6}
 """Epsilon of the layer norms in DPT's encoder, where nothing is recorded."""
 
@@ -190,6 +249,6 @@ _NORM_EPS = {"mmseg": 1e-5, "dpt-transformers": 1e-12, "dpt": 1e-6}
 def dpt_encoder(found: Translation, meta: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of DPT's encoder: the readout, and the epsilon of its norms."""
     readout = str(recorded(meta, "readout_type") or "ignore")
-    if "neck.reassemble.0.readout.0.weight" in found.tensors:
+    if READOUT in found.tensors:
         readout = "concat"
     return {"readout": readout, "norm_eps": meta.get("norm_eps") or _NORM_EPS[found.dialect]}

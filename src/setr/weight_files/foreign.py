@@ -28,7 +28,7 @@ from setr.weight_files.lightly_layouts import lightly_settings
 from setr.weight_files.linear_head import join_head, published_test
 from setr.weight_files.load_report import LoadReport
 from setr.weight_files.misfits import require_used
-from setr.weight_files.naming import DELTA, LIGHTLY_LINEAR, WHOLE, Translation
+from setr.weight_files.naming import DELTA, LIGHTLY_LINEAR, SMP, WHOLE, Translation
 from setr.weight_files.published import published_labels, published_settings
 from setr.weight_files.recorded_form import (
     recorded_arguments,
@@ -36,6 +36,7 @@ from setr.weight_files.recorded_form import (
     translate_file,
 )
 from setr.weight_files.recorded_test import squashed_size
+from setr.weight_files.smp import smp_assumptions, smp_settings
 from setr.weight_files.tensorfiles import read_tensor_file
 from setr.weight_files.transformers_files import transformers_settings
 
@@ -64,7 +65,8 @@ def convert_foreign(
     """Load a whole model of other code (see docs/parity.md), or a linear head.
 
     Args:
-        path: a .pth or .safetensors file, or a folder of transformers. For a file in such a
+        path: a .pth or .safetensors file, or a folder of transformers or
+            segmentation_models.pytorch. For a file in such a
             folder, the settings beside it are used, too.
         num_heads: number of attention heads; by default as recorded in the file, else one per 64
             channels.
@@ -74,8 +76,9 @@ def convert_foreign(
         labels: class names and colours; by default the file's own.
         odd_sizes: see `SETR`; `squeeze` reproduces mmsegmentation for sides that are not multiples
             of 16.
-        encoder: for a linear head, timm name of the encoder that it was trained on; by default the
-            DINOv2 encoder of matching width.
+        encoder: for a linear head, timm name of the encoder that it was trained on, by default the
+            DINOv2 encoder of matching width; for segmentation_models.pytorch's DPT, that of the
+            model, by default as in the `config.json` beside it, else the plain ViT of its width.
         pretrained: for a linear head, the encoder's weights, and for EoMT on DINOv3 of its
             authors, DINOv3's: a file, a repository on the Hub, or a tag of weights that timm
             downloads, such as `lvd142m` or `lvd1689m`.
@@ -94,6 +97,10 @@ def convert_foreign(
     if found.dialect in ("dpt-transformers", "beit-transformers", "eomt", LIGHTLY_LINEAR):
         with _understood(source, "what is stored beside its tensors does"):
             meta = {**meta, **lightly_settings(meta), **transformers_settings(file.path.parent)}
+    if found.dialect == SMP:
+        with _understood(source, "what is stored beside its tensors does"):
+            named = {"encoder": encoder.removeprefix("tu-")} if encoder else {}
+            meta = {**smp_settings(file.path.parent), **found.settings, **named}
     if found.dialect == "setr" and Path(path).is_dir():
         raise UsageError(
             f"{source}: is a model directory, which eval, predict and export take as it is; "
@@ -116,6 +123,8 @@ def convert_foreign(
         "img_size": img_size,
     }
     head: dict[str, Any] = {"encoder": encoder, "pretrained": pretrained}
+    if found.dialect == SMP:
+        del head["encoder"]
     is_head, is_delta = found.dialect == "linear", found.dialect == DELTA
     unused = shape if is_head else {"encoder": encoder} if is_delta else head
     for name, value in unused.items():
@@ -143,7 +152,7 @@ def convert_foreign(
         )
     if is_head:
         protocol, known = published_test(model, file.meta), ModelInfo(labels)
-        crop, mean, std = protocol.window or (0, 0), known.mean, known.std
+        crop, mean, std = protocol.window, known.mean, known.std
     else:
         with _understood(source, "what is stored beside its tensors does"):
             crop, protocol, mean, std = published_settings(found, meta, arguments, labels)
@@ -151,6 +160,8 @@ def convert_foreign(
         report.differences.append(f"tested on images squashed to {size[0]}x{size[1]}, here not")
     if found.settings.get("is_masked"):
         report.differences.append("masked attention in transformers' predictions, here not")
+    if found.dialect == SMP:
+        report.differences.extend(smp_assumptions(found, meta, model.arguments))
     channels = model.encoder.in_chans
     info = ModelInfo(
         labels=labels,

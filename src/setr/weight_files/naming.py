@@ -15,8 +15,10 @@ from torch import Tensor
 Tensors = dict[str, Tensor]
 LIGHTLY_LINEAR = "lightly-linear"
 """Dialect of LightlyTrain's linear heads with their encoder."""
-WHOLE = ("official", "mmseg", "segmenter", "eomt", "dpt", "dpt-transformers", "beit-transformers",
-         LIGHTLY_LINEAR)  # fmt: skip
+SMP = "dpt-smp"
+"""Dialect of segmentation_models.pytorch's DPT."""
+WHOLE = ("official", "mmseg", "segmenter", "eomt", "dpt", "dpt-transformers", SMP,
+         "beit-transformers", LIGHTLY_LINEAR)  # fmt: skip
 """Dialects of whole models from other code bases."""
 DELTA = "eomt-delta"
 """Dialect of EoMT on DINOv3 whose encoder is stored as the difference to DINOv3's weights."""

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from setr.labels import Labels, known_labels, known_name
 from setr.model_info import ModelInfo
 from setr.protocols import Protocol, preset
-from setr.weight_files.naming import LIGHTLY_LINEAR, Translation, recorded
+from setr.weight_files.naming import LIGHTLY_LINEAR, SMP, Translation, recorded
 from setr.weight_files.recorded_test import recorded_normalisation, recorded_protocol
+from setr.weight_files.weight_settings import usual_normalisations
 
 _DATASETS = {150: "ade20k", 19: "cityscapes"}
 """Data sets by number of classes; the authors' third one is Pascal Context with 60 classes."""
@@ -33,13 +34,13 @@ class Settings(NamedTuple):
     """Settings of a model.
 
     Attributes:
-        crop: (height, width) of the training crops in pixels.
+        crop: (height, width) of the training crops in pixels; None if unknown.
         protocol: single-scale test protocol.
         mean: of each channel, for pixels 0 to 1.
         std: standard deviation of each channel.
     """
 
-    crop: tuple[int, int]
+    crop: tuple[int, int] | None
     protocol: Protocol
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -81,6 +82,8 @@ def _usual_settings(
 ) -> Settings:
     """As `published_settings`, as the code base of a checkpoint publishes its models."""
     decoder, port = arguments["decoder"], found.dialect == "mmseg"
+    if found.dialect == SMP:
+        return _smp_settings(meta, arguments)
     if decoder == "dpt":
         return _dpt_settings(found, meta)
     size = arguments["img_size"]
@@ -137,6 +140,22 @@ def _dpt_settings(found: Translation, meta: Mapping[str, Any]) -> Settings:
         return Settings((crop[0], crop[1]), protocol, *_IMAGENET)
     side = meta.get("side") or _SIDE
     return Settings((side, side), Protocol(short_side=side), *_stored(meta, _HALF))
+
+
+def _smp_settings(meta: Mapping[str, Any], arguments: Mapping[str, Any]) -> Settings:
+    """Settings of a DPT of segmentation_models.pytorch, which stores none of them.
+
+    Mean and standard deviation are those of timm's weights for its encoder, unless its transforms
+    are beside it. A model for images of one size gets images with the short side of that size, one
+    for any size gets them as they are.
+    """
+    usual = usual_normalisations(arguments["encoder"])
+    normalisation = _stored(meta, usual[0] if usual else _IMAGENET)
+    if meta.get("is_dynamic"):
+        return Settings(None, Protocol(), *normalisation)
+    size = arguments["img_size"]
+    crop = (size, size) if isinstance(size, int) else (size[0], size[1])
+    return Settings(crop, Protocol(short_side=min(crop)), *normalisation)
 
 
 def _stored(meta: Mapping[str, Any], usual: _MeanStd) -> _MeanStd:

@@ -18,7 +18,7 @@ from setr.errors import SetrError
 from setr.reading.parsed import BROKEN, fault_of
 from setr.weight_files.dialects import translate
 from setr.weight_files.lightly_layouts import as_exported
-from setr.weight_files.naming import Tensors, Translation, part_of
+from setr.weight_files.naming import SMP, Tensors, Translation, part_of
 from setr.weight_files.recorded_text import reads_bgr, settings_of
 from setr.weight_files.tensorfiles import TensorFile
 
@@ -26,13 +26,14 @@ _POOL_SCALES = [1, 2, 3, 6]
 _MODES = {"bilinear": "bilinear", "bicubic": "bicubic_plain"}
 _THRESHOLD = 0.3
 """Probability from which a binary model of one channel sees its class, in mmsegmentation."""
+_HALF = 0.5
+"""The same in segmentation_models.pytorch."""
 
 
 def translate_file(file: TensorFile, source: str) -> Translation:
     """The tensors of a file with our names, for images whose channels are red, green and blue.
 
-    A binary model of mmsegmentation with one channel gets a second one for the background, which
-    gives the same masks.
+    A binary model of one channel gets a second one for the background, which gives the same masks.
 
     Raises:
         SetrError: as `translate`.
@@ -45,10 +46,13 @@ def translate_file(file: TensorFile, source: str) -> Translation:
             f"{source}: what is stored beside its tensors does not describe a known model "
             f"({fault_of(error)})"
         ) from None
+    tensors = dict(found.tensors)
+    if found.dialect == SMP:
+        _with_background(tensors, _HALF)
     if found.dialect != "mmseg":
-        return found
+        return dataclasses.replace(found, tensors=tensors)
     values = settings_of(file.meta)
-    tensors, patches = dict(found.tensors), "encoder.vit.patch_embed.proj.weight"
+    patches = "encoder.vit.patch_embed.proj.weight"
     if reads_bgr(values) and patches in tensors and tensors[patches].shape[1] == len("rgb"):
         tensors[patches] = tensors[patches].flip(1)
     _with_background(tensors, part_of(values, "model", "decode_head").get("threshold"))

@@ -23,10 +23,10 @@ _COMPUTED = {
 _BYTE = 255
 
 
-def is_transformers(folder: Path) -> bool:
-    """Whether a folder holds a model of transformers, not of this toolkit."""
-    values = _read(folder / "config.json")
-    return "model_type" in values and "format" not in values
+def is_foreign(folder: Path) -> bool:
+    """Whether a folder holds a model of transformers or segmentation_models.pytorch."""
+    values = read_settings(folder / "config.json")
+    return bool({"model_type", "_model_class"} & values.keys()) and "format" not in values
 
 
 def transformers_settings(folder: Path) -> dict[str, Any]:
@@ -41,11 +41,11 @@ def transformers_settings(folder: Path) -> dict[str, Any]:
     Raises:
         SetrError: a file that is not JSON, a setting of another type, or one of another function.
     """
-    if not is_transformers(folder):
-        return {}
     config, preprocessor = (
-        _read(folder / name) for name in ("config.json", "preprocessor_config.json")
+        read_settings(folder / name) for name in ("config.json", "preprocessor_config.json")
     )
+    if "model_type" not in config or "format" in config:
+        return {}
     for name, known in _COMPUTED.items():
         value = {**config, **part_of(config, "rope_parameters")}.get(name)
         if value is not None and value not in known:
@@ -100,8 +100,12 @@ def _normalisation(preprocessor: dict[str, Any]) -> tuple[list[float] | None, li
     return mean, std
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The values in a JSON file; none if there is no such file."""
+def read_settings(path: Path) -> dict[str, Any]:
+    """The values in a JSON file; none if there is no such file.
+
+    Raises:
+        SetrError: a file that is not JSON.
+    """
     if not path.is_file():
         return {}
     try:
