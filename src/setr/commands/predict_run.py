@@ -252,10 +252,9 @@ def submit(given: Arguments, items: Sequence[Item]) -> int:
     wanted = TEST_IMAGES[given.submit]
     if len(items) != wanted:
         images = f"{len(items):,} image{'s' if len(items) > 1 else ''}"
-        print(
+        tell(
             f"setr: warning: {images}, but the test split of {given.submit} has {wanted:,}, and "
-            "the server wants each of them once",
-            file=sys.stderr,
+            "the server wants each of them once"
         )
     path = Path(given.out) / f"{given.submit}.zip"
     make_folder(path.parent)
