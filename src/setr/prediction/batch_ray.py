@@ -11,10 +11,10 @@ must be where all of them can reach them: a shared file system or object storage
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import pickle
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from setr._extras import import_extra
 from setr.batch import Outcome, OutputWriter, Task, outcomes
 from setr.errors import SetrError, first_line
 from setr.loading import load
+from setr.prediction.inputs import Item
 
 CHUNK = 256
 """Tasks an actor takes at a time, at most."""
@@ -66,10 +67,10 @@ def ray_outcomes(work: Work, tasks: Sequence[Task], *, actors: int | None) -> It
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         chunk = max(1, min(CHUNK, len(tasks) // (4 * actors)))
-        lines = [{"task": pickle.dumps(task)} for task in tasks]
+        lines = [{"task": json.dumps(task)} for task in tasks]
         done = ray.data.from_items(lines, override_num_blocks=-(-len(tasks) // chunk)).map_batches(
             _Actor,
-            fn_constructor_args=(work,),
+            fn_constructor_args=(asdict(work),),
             batch_size=chunk,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=min(actors, len(tasks))),
@@ -78,7 +79,9 @@ def ray_outcomes(work: Work, tasks: Sequence[Task], *, actors: int | None) -> It
         )
         try:
             for table in done.iter_batches(batch_size=None, batch_format="pyarrow"):
-                yield from map(pickle.loads, table["outcome"].to_pylist())
+                for line in table.to_pylist():
+                    files = dict(zip(line["names"], line["files"], strict=True))
+                    yield Outcome(json.loads(line["row"]), files, json.loads(line["text"]))
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None)
             raise SetrError(str(cause) if cause else f"ray: {first_line(error)}") from None
@@ -87,17 +90,30 @@ def ray_outcomes(work: Work, tasks: Sequence[Task], *, actors: int | None) -> It
 class _Actor:
     """One model, and a pipeline around it for every chunk of tasks."""
 
-    def __init__(self, work: Work) -> None:
-        torch.set_num_threads(work.threads)
-        self.writer, self.options = work.writer, work.outcomes
-        self.predictor = load(work.model, **work.load)
+    def __init__(self, work: dict[str, Any]) -> None:
+        torch.set_num_threads(work["threads"])
+        self.writer = OutputWriter(**work["writer"])
+        self.options = work["outcomes"]
+        self.predictor = load(work["model"], **work["load"])
 
     def __call__(self, chunk: Any) -> Iterator[Any]:
         import pyarrow as pa
 
-        tasks = [pickle.loads(task) for task in chunk["task"].to_pylist()]
+        given = [json.loads(line) for line in chunk["task"].to_pylist()]
+        tasks = [Task(_item(*item), output) for item, output in given]
         for done in outcomes(self.predictor, tasks, self.writer, **self.options):
-            yield pa.table({"outcome": pa.array([pickle.dumps(done)], pa.large_binary())})
+            yield pa.table(
+                {
+                    "row": [json.dumps(done.row)],
+                    "text": [json.dumps(done.text)],
+                    "names": pa.array([list(done.files)], pa.list_(pa.string())),
+                    "files": pa.array([list(done.files.values())], pa.list_(pa.large_binary())),
+                }
+            )
+
+
+def _item(name: str, place: str, stamp: str, part: list[int] | None) -> Item:
+    return Item(name, place, stamp, (part[0], part[1]) if part else None)
 
 
 @contextlib.contextmanager
