@@ -215,7 +215,8 @@ def _eomt(dataset: str, crop: int, steps: int, aspect: float) -> Config:
             scale_range=(0.5 / aspect, 2 / aspect),
             max_class_share=1.0,
         ),
-        # their last block has the heads' rate, 1e-4; here it has one step of layer-wise decay
+        # their last block has the heads' rate, 1e-4; here it has one step of layer-wise decay,
+        # and the stem one step more than the first block, whose rate it has there
         optim=OptimConfig(
             name="adamw",
             lr=1.25e-4,
