@@ -46,20 +46,25 @@ def step_table(rows: Rows) -> str:
 
 
 def parts_table(rows: Rows) -> str:
-    """One table for each decoder and precision."""
+    """One table for each precision, with all decoders side by side."""
     texts = []
-    for row in rows:
-        rate = row["flops_per_second"]
-        everything = {
-            key: sum(part[key] for part in row["parts"].values()) for key in ("seconds", "flops")
-        }
-        lines = [
-            [name, f"{part['seconds']:.2f}", f"{part['flops'] / 1e9:.0f}",
-             f"{part['flops'] / rate:.2f}"]
-            for name, part in [*row["parts"].items(), ("all", everything)]
-        ]  # fmt: skip
-        texts.append(f"{row['decoder']}, {row['precision']}, {rate / 1e9:.0f} GFLOP/s measured:\n")
-        texts.append(grid(["part", "s", "GFLOP", "floor s"], lines))
+    for precision in dict.fromkeys(row["precision"] for row in rows):
+        columns = {row["decoder"]: row for row in rows if row["precision"] == precision}
+        rates = (f"{d} {r['flops_per_second'] / 1e9:.0f}" for d, r in columns.items())
+        texts.append(f"{precision}; measured, in GFLOP/s: {', '.join(rates)}\n")
+        head = [f"{decoder}: {what}" for decoder in columns for what in ("s", "GFLOP", "floor s")]
+        names = next(iter(columns.values()))["parts"]
+        lines = [[name] for name in [*names, "all"]]
+        for row in columns.values():
+            sums = {
+                key: sum(part[key] for part in row["parts"].values())
+                for key in ("seconds", "flops")
+            }
+            for line, part in zip(lines, [*row["parts"].values(), sums], strict=True):
+                flops = part["flops"]
+                line += [f"{part['seconds']:.2f}", f"{flops / 1e9:.0f}",
+                         f"{flops / row['flops_per_second']:.2f}"]  # fmt: skip
+        texts.append(grid(["part", *head], lines))
     return "\n".join(texts)
 
 
