@@ -69,10 +69,17 @@ def parts_table(rows: Rows) -> str:
 
 
 def growth_table(rows: Rows) -> str:
-    """Time and memory over image side, batch and classes."""
-    names = ("decoder", "side", "batch", "classes")
-    lines = [[*(r[n] for n in names), f"{r['median']:.2f}", r["peak_mb"]] for r in rows]
-    return grid([*names, "s", "peak MB"], lines)
+    """Time and memory over image side, batch and classes, with the decoders side by side."""
+    names = ("side", "batch", "classes")
+    decoders = list(dict.fromkeys(r["decoder"] for r in rows))
+    found = {(r["decoder"], *(r[n] for n in names)): r for r in rows}
+    lines = []
+    for case in dict.fromkeys(tuple(r[n] for n in names) for r in rows):
+        of = [found.get((d, *case)) for d in decoders]
+        cells = [(f"{r['median']:.2f}", r["peak_mb"]) if r else ("", "") for r in of]
+        lines.append([*case, *(cell for pair in cells for cell in pair)])
+    head = [f"{decoder}: {what}" for decoder in decoders for what in ("s", "peak MB")]
+    return grid([*names, *head], lines)
 
 
 def memory_table(rows: Rows) -> str:
