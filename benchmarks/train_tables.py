@@ -46,28 +46,40 @@ def step_table(rows: Rows) -> str:
 
 
 def parts_table(rows: Rows) -> str:
-    """One table for each decoder and precision."""
+    """One table for each precision, with all decoders side by side."""
     texts = []
-    for row in rows:
-        rate = row["flops_per_second"]
-        everything = {
-            key: sum(part[key] for part in row["parts"].values()) for key in ("seconds", "flops")
-        }
-        lines = [
-            [name, f"{part['seconds']:.2f}", f"{part['flops'] / 1e9:.0f}",
-             f"{part['flops'] / rate:.2f}"]
-            for name, part in [*row["parts"].items(), ("all", everything)]
-        ]  # fmt: skip
-        texts.append(f"{row['decoder']}, {row['precision']}, {rate / 1e9:.0f} GFLOP/s measured:\n")
-        texts.append(grid(["part", "s", "GFLOP", "floor s"], lines))
+    for precision in dict.fromkeys(row["precision"] for row in rows):
+        columns = {row["decoder"]: row for row in rows if row["precision"] == precision}
+        rates = (f"{d} {r['flops_per_second'] / 1e9:.0f}" for d, r in columns.items())
+        texts.append(f"{precision}; measured, in GFLOP/s: {', '.join(rates)}\n")
+        head = [f"{decoder}: {what}" for decoder in columns for what in ("s", "GFLOP", "floor s")]
+        names = next(iter(columns.values()))["parts"]
+        lines = [[name] for name in [*names, "all"]]
+        for row in columns.values():
+            sums = {
+                key: sum(part[key] for part in row["parts"].values())
+                for key in ("seconds", "flops")
+            }
+            for line, part in zip(lines, [*row["parts"].values(), sums], strict=True):
+                flops = part["flops"]
+                line += [f"{part['seconds']:.2f}", f"{flops / 1e9:.0f}",
+                         f"{flops / row['flops_per_second']:.2f}"]  # fmt: skip
+        texts.append(grid(["part", *head], lines))
     return "\n".join(texts)
 
 
 def growth_table(rows: Rows) -> str:
-    """Time and memory over image side, batch and classes."""
-    names = ("decoder", "side", "batch", "classes")
-    lines = [[*(r[n] for n in names), f"{r['median']:.2f}", r["peak_mb"]] for r in rows]
-    return grid([*names, "s", "peak MB"], lines)
+    """Time and memory over image side, batch and classes, with the decoders side by side."""
+    names = ("side", "batch", "classes")
+    decoders = list(dict.fromkeys(r["decoder"] for r in rows))
+    found = {(r["decoder"], *(r[n] for n in names)): r for r in rows}
+    lines = []
+    for case in dict.fromkeys(tuple(r[n] for n in names) for r in rows):
+        of = [found.get((d, *case)) for d in decoders]
+        cells = [(f"{r['median']:.2f}", r["peak_mb"]) if r else ("", "") for r in of]
+        lines.append([*case, *(cell for pair in cells for cell in pair)])
+    head = [f"{decoder}: {what}" for decoder in decoders for what in ("s", "peak MB")]
+    return grid([*names, *head], lines)
 
 
 def memory_table(rows: Rows) -> str:

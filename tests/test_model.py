@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -361,18 +362,29 @@ def test_refusals():
         SETR(encoder="vit_tiny_patch16_384", decoder="fcn", num_classes=2, taps=(4,))
 
 
-def test_the_table_in_the_documents_is_the_commands():
-    """All names, and parameters and operations of two models, in docs/models.md."""
+def test_the_tables_in_the_documents_are_the_commands():
+    """All names and the sizes, and parameters and operations of some, in docs/models.md."""
     text = (Path(__file__).parents[1] / "docs/models.md").read_text(encoding="utf-8")
     cells = [[c.strip(" `") for c in line.split("|")[1:-1]] for line in text.splitlines()]
-    table = {row[0]: row for row in cells if len(row) == 9 and row[0] in NAMES}
-    assert list(table) == NAMES
+    head = next(row for row in cells if row[:2] == ["model", "nano"])
+    costs = {
+        row[0].replace("*", size): cost
+        for row in cells
+        for size, cost in zip(head[1:], row[1:], strict=False)
+        if len(row) == 6 and row[0].endswith("_*") and cost
+    }
+    baselines = re.findall(r"`(\w+_r101)` \(([\d.]+, [\d.]+);", " ".join(text.split()))
+    hybrid = next(row[4] for row in cells if row and row[0] == "hybrid_base")
+    costs |= dict(baselines) | {"hybrid_base": hybrid}
+    assert set(costs) == set(NAMES)
+    sizes = {row[0]: row[2:] for row in cells if len(row) == 5 and row[0] in head}
     for name in NAMES:
-        size = transformer_size(meta_model(name, num_classes=2, img_size=64))
-        assert table[name][2:5] == [str(value or "") for value in size.values()], name
-    for name in ("setr_mla_tiny", "setr_pup_nano"):
+        if not name.endswith("_r101"):
+            size = transformer_size(meta_model(name, num_classes=2, img_size=64))
+            assert sizes[name.rpartition("_")[2]] == [str(v) for v in size.values()], name
+    for name in ("setr_mla_tiny", "setr_pup_nano", "hybrid_base", "fcn_r101"):
         found = model_figures(name, num_classes=150, size=512)
-        assert table[name][5:7] == [f"{found['parameters'] / 1e6:.2f}", f"{found['gflops']:.1f}"]
+        assert costs[name] == f"{found['parameters'] / 1e6:.2f}, {found['gflops']:.1f}"
 
 
 def test_a_linear_probe_is_linear_in_normalised_features():

@@ -149,12 +149,13 @@ def test_commands_in_the_pages_have_the_options_they_are_given(page):
 
 
 @pytest.mark.parametrize("verb", sorted(set(VERBS) - {"explain"}))
-def test_examples_in_the_help_have_options_that_it_lists(verb, monkeypatch):
+def test_each_help_has_examples_with_options_that_it_lists(verb, monkeypatch):
     monkeypatch.setenv("COLUMNS", "72")
     help_of.cache_clear()
     about = help_of(verb)[0].splitlines()
     help_of.cache_clear()
     examples = [line.split() for line in about if line.startswith("    setr ")]
+    assert examples
     assert all(words[1] == verb for words in examples)
     known = options(verb) | (options("train") if verb in WITH_SETTINGS else set())
     assert {word for words in examples for word in words if re.match(r"--?[a-z]", word)} <= known

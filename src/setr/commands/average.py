@@ -17,6 +17,8 @@ class Arguments:
 
     The result costs what one of them costs and is often better than each, above all on data unlike
     the training set. Test it: runs that ended too far apart average to something worse.
+
+    setr average 'runs/seed*' -o runs/mean
     """
 
     models: Models

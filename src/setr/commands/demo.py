@@ -22,7 +22,10 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Arguments:
-    """Train and test SETR-PUP on drawn street scenes: minutes on two cores, no data needed."""
+    """Train and test SETR-PUP on drawn street scenes: minutes on two cores, no data needed.
+
+    setr demo
+    """
 
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "runs/demo"
     """Folder for the model, figures and report; an earlier demo there is replaced."""

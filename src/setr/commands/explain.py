@@ -29,7 +29,10 @@ Layers = Annotated[
 
 @dataclass(frozen=True)
 class Attention:
-    """What a point of the image attends to, per head and layer (Figure 6 of the paper)."""
+    """What a point of the image attends to, per head and layer (Figure 6 of the paper).
+
+    setr explain attention runs/mine street.jpg --point 120,250 --layers 6 12
+    """
 
     model: Model
     """Model directory, Hub name or checkpoint."""
@@ -50,7 +53,10 @@ class Attention:
 
 @dataclass(frozen=True)
 class Features:
-    """Outputs of layers as colours and as their strongest channels (Figure 5 of the paper)."""
+    """Outputs of layers as colours and as their strongest channels (Figure 5 of the paper).
+
+    setr explain features runs/mine street.jpg --layers 1 4 8 12
+    """
 
     model: Model
     """Model directory, Hub name or checkpoint."""
@@ -69,7 +75,10 @@ class Features:
 
 @dataclass(frozen=True)
 class Position:
-    """How similar the position embeddings of patches are."""
+    """How similar the position embeddings of patches are.
+
+    setr explain position runs/mine
+    """
 
     model: Model
     """Model directory, Hub name or checkpoint."""
@@ -81,7 +90,10 @@ class Position:
 
 @dataclass(frozen=True)
 class Compare:
-    """Two models side by side on one image (Figures 2 to 4 of the paper)."""
+    """Two models side by side on one image (Figures 2 to 4 of the paper).
+
+    setr explain compare street.jpg runs/mine runs/other --truth mask.png
+    """
 
     image: Picture
     """Image file."""

@@ -19,7 +19,11 @@ _UNUSED = {"encoders": ("table2", "size", "classes"), "table2": ("size", "classe
 
 @dataclass(frozen=True)
 class Arguments:
-    """List the named models with their size, cost and the licence of their encoder's weights."""
+    """List the named models with their size, cost and the licence of their encoder's weights.
+
+    setr models '*pup*'
+    setr models --encoders '*dinov2*'
+    """
 
     pattern: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[PATTERN]")] = "*"
     """Shell pattern, for example '*pup*'."""

@@ -35,6 +35,8 @@ class Arguments:
 
     Writes images.txt (the chosen files, which `setr predict` takes), images.csv, pick.json and
     report.html.
+
+    setr pick runs/mine unlabelled -o next --count 50
     """
 
     model: Model

@@ -27,6 +27,8 @@ class Arguments:
     """Find labels that look wrong to a trained model; writes review.json, images.csv, report.html.
 
     Best done with a model that was not trained on these images.
+
+    setr review runs/mine photos --split val
     """
 
     model: Model
