@@ -75,7 +75,8 @@ class Run:
         self.config, self.dataset, self.val = ready.config, ready.train, ready.val
         self.facts, self.pixels, self.share = ready.facts, ready.pixels, ready.share
         config, num_classes = self.config, len(self.dataset.labels.classes)
-        torch.manual_seed(config.train.seed)
+        first = config.train.init_seed
+        torch.manual_seed(config.train.seed if first is None else first)
         self.scaler = LossScaler(self.device, enabled=self.dtype is torch.float16)
         weight = build_weights(config, self.dataset.labels, self.pixels, self.device)
         self.best = Best(config, folder, self.val, ready.info, self.device, weight)

@@ -94,6 +94,9 @@ class TrainConfig:
     """Steps between log lines."""
     seed: int = 0
     """Seed of weights, sample order and augmentation."""
+    init_seed: int | None = None
+    """Seed of the weights that are not pretrained; train.seed by default. Runs that share it can be
+    averaged."""
 
     def __post_init__(self) -> None:
         if self.steps is None:
@@ -113,7 +116,7 @@ class TrainConfig:
             ("batch_size save_every log_every keep_states", lambda v: v > 0, "give at least 1"),
             ("aux_weight eval_every patience samples", _is_from_0, "give 0 or more"),
             ("ema", lambda v: 0 <= v < 1, "give 0 to below 1"),
-            ("seed", lambda v: 0 <= v < 2**64, "give 0 to 2^64 - 1"),
+            ("seed init_seed", lambda v: v is None or 0 <= v < 2**64, "give 0 to 2^64 - 1"),
             ("profile", lambda v: v >= 0, "give steps, or 0 for none"),
         )
         check_setting(

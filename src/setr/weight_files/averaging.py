@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from setr.errors import UsageError
 from setr.hub import from_pretrained
 from setr.model import SETR
 from setr.model_info import ModelInfo, licence_of
 from setr.model_sources import sources_of
+from setr.processes.standard_streams import tell
 from setr.weight_files.licences import joined
+
+_ALIKE = 0.5
 
 
 def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
@@ -59,6 +63,12 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
             )
         infos.append(its_info)
         licences.append(licence_of(other, its_info))
+        if parts := unlike(model, other):
+            tell(
+                f"setr: warning: {source}: began with another {' and '.join(parts)} than {sources[0]}, "
+                "and the mean of unlike weights computes neither; runs that share train.init_seed "
+                "and pretrained weights can be averaged"
+            )
         found = other.state_dict()
         for name, total in sums.items():
             total += found[name]
@@ -70,6 +80,24 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
         for name in ("base_model", "data")
     }
     return model.eval(), replace(info, metrics={}, licence=joined(licences), **common)
+
+
+def unlike(first: SETR, other: SETR) -> list[str]:
+    """The parts (`encoder`, `neck`, `decoder`) whose weights did not start from the same values.
+
+    Random matrices are orthogonal, and training turns pretrained ones little: heads of runs with
+    other seeds have a cosine of about 0, heads that began as one 0.9, pretrained encoders 0.99. The
+    mean of orthogonal matrices computes neither function.
+    """
+    dots: dict[str, Tensor] = {}
+    theirs = dict(other.named_parameters())
+    for name, mine in first.named_parameters():
+        if mine.ndim > 1:
+            pair = torch.stack([mine.detach().flatten(), theirs[name].detach().flatten()]).double()
+            part = name.partition(".")[0]
+            dots[part] = dots.get(part, 0) + pair @ pair.T
+    cosines = {part: d[0, 1] / (d[0, 0] * d[1, 1]).sqrt() for part, d in dots.items()}
+    return [part for part, cosine in cosines.items() if cosine < _ALIKE]
 
 
 def _architecture(model: SETR) -> dict[str, Any]:
