@@ -263,10 +263,10 @@ def look_through(
     info: ModelInfo,
     dataset: Dataset,
     measure: Measure,
-    on_image: Callable[[ScoredImage], None],
+    show: Callable[[ScoredImage], None],
     **options: Unpack[EvaluationOptions],
 ) -> tuple[list[str], bool]:
-    """Call `on_image` with every image of a split; arguments as in `evaluate_split`.
+    """Call `show` with every image of a split; the other arguments as in `evaluate_split`.
 
     Returns:
         A line for each image that could not be read, and whether all were seen.
@@ -274,7 +274,7 @@ def look_through(
     Raises:
         SetrError: as `evaluate_split`.
     """
-    options.update(detailed=False, on_image=on_image)
+    options |= {"detailed": False, "on_image": show}
     try:
         return evaluate_split(model, info, dataset, measure=measure, **options)["failed"], True
     except Stopped as stop:
