@@ -263,10 +263,10 @@ def measure_split(
     info: ModelInfo,
     dataset: Dataset,
     measure: Measure,
-    on_image: Callable[[ScoredImage], None],
+    show: Callable[[ScoredImage], None],
     **options: Unpack[EvaluationOptions],
 ) -> tuple[list[str], bool]:
-    """Pass the images of a split with a measure of each pixel to `on_image`.
+    """Call `show` with every image of a split and a measure of its pixels.
 
     Args:
         options: further keyword arguments of `evaluate_split`.
@@ -275,19 +275,11 @@ def measure_split(
         A line for each image that could not be read, and whether all images were seen: once
         `stopped` returns true, the others are not.
     """
+    options |= {"detailed": False, "on_image": show}
     try:
-        figures = evaluate_split(
-            model,
-            info,
-            dataset,
-            detailed=False,
-            measure=measure,
-            on_image=on_image,
-            **options,
-        )
+        return evaluate_split(model, info, dataset, measure=measure, **options)["failed"], True
     except Stopped as stop:
         return list(stop.args), False
-    return figures["failed"], True
 
 
 def _device_of(model: Trained) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -129,15 +130,17 @@ def prepare(
 def _origin(config: Config, folder: RunFolder) -> tuple[str | None, str | None]:
     """Licences and repositories of the weights that the run starts from, or as it recorded them."""
     own, model = model_settings(config.model.name, encoder=config.model.encoder), config.model
-    found = (own["encoder"], model.pretrained), (own.get("resnet"), model.pretrained_resnet)
+    encoder, resnet = str(own["encoder"]), str(own.get("resnet"))
+    found = (encoder, model.pretrained), (resnet, model.pretrained_resnet)
     weights = [(name, source) for name, source in found if source]
-    licence, repository = weights_licence, weights_repository
+    licence: Callable[[str, str], str | None] = weights_licence
+    repository: Callable[[str, str], str | None] = weights_repository
     if weights and folder.state:
         if distributed.on_first(partial(holds_model, folder.out)):
-            weights = [(own["encoder"], str(folder.out))]
+            weights = [(encoder, str(folder.out))]
         else:  # the weights need not be there any more
             licence, repository = licence_by_name, repository_by_name
-    return joined(licence(*one) for one in weights), joined(repository(*one) for one in weights)
+    return joined(licence(*w) for w in weights), joined(repository(*w) for w in weights)
 
 
 def _command(config: Config, data: tuple[Dataset, Dataset] | None, augment: Augment | None) -> str:
