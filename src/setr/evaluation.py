@@ -51,17 +51,22 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class EvaluationOptions(TypedDict, total=False):
-    """Keyword arguments of `evaluate_split`, which explains them."""
+class PassOptions(TypedDict, total=False):
+    """Keyword arguments of `evaluate_split` on how to pass through a split."""
 
     precision: Precision
     workers: int
+    stopped: Callable[[], bool]
+
+
+class EvaluationOptions(PassOptions, total=False):
+    """Keyword arguments of `evaluate_split`, which explains them."""
+
     detailed: bool
     absent: Absent
     count: int | None
     group_by: str | None
     on_image: Callable[[ScoredImage], None] | None
-    stopped: Callable[[], bool]
 
 
 @answers_keywords("evaluate")
@@ -264,12 +269,12 @@ def measure_split(
     dataset: Dataset,
     measure: Measure,
     on_image: Callable[[ScoredImage], None],
-    **options: Unpack[EvaluationOptions],
+    **options: Unpack[PassOptions],
 ) -> tuple[list[str], bool]:
     """Pass the images of a split with a measure of each pixel to `on_image`.
 
     Args:
-        options: further keyword arguments of `evaluate_split`.
+        options: those of `evaluate_split`.
 
     Returns:
         A line for each image that could not be read, and whether all images were seen: once
