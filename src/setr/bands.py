@@ -186,7 +186,7 @@ class BandImage:
                 if file.file.subdatasets:
                     note_first(self.name)
         (H, W), count = stored.shape, len(stored.kinds)
-        require_pixels(self.name, W, H, max_pixels)
+        require_pixels(self.name, (W, H), max_pixels)
         if max(bands.numbers) > count:
             has = "one band" if count == 1 else f"{count} bands"
             given = ",".join(map(str, bands.numbers))

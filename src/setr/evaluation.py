@@ -51,17 +51,22 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class EvaluationOptions(TypedDict, total=False):
-    """Keyword arguments of `evaluate_split`, which explains them."""
+class PassOptions(TypedDict, total=False):
+    """Keyword arguments of `evaluate_split` on how to pass through a split."""
 
     precision: Precision
     workers: int
+    stopped: Callable[[], bool]
+
+
+class EvaluationOptions(PassOptions, total=False):
+    """Keyword arguments of `evaluate_split`, which explains them."""
+
     detailed: bool
     absent: Absent
     count: int | None
     group_by: str | None
     on_image: Callable[[ScoredImage], None] | None
-    stopped: Callable[[], bool]
 
 
 @answers_keywords("evaluate")
@@ -263,23 +268,31 @@ def measure_split(
     info: ModelInfo,
     dataset: Dataset,
     measure: Measure,
-    show: Callable[[ScoredImage], None],
-    **options: Unpack[EvaluationOptions],
+    on_image: Callable[[ScoredImage], None],
+    **options: Unpack[PassOptions],
 ) -> tuple[list[str], bool]:
-    """Call `show` with every image of a split and a measure of its pixels.
+    """Pass the images of a split with a measure of each pixel to `on_image`.
 
     Args:
-        options: further keyword arguments of `evaluate_split`.
+        options: those of `evaluate_split`.
 
     Returns:
         A line for each image that could not be read, and whether all images were seen: once
         `stopped` returns true, the others are not.
     """
-    options |= {"detailed": False, "on_image": show}
     try:
-        return evaluate_split(model, info, dataset, measure=measure, **options)["failed"], True
+        figures = evaluate_split(
+            model,
+            info,
+            dataset,
+            detailed=False,
+            measure=measure,
+            on_image=on_image,
+            **options,
+        )
     except Stopped as stop:
         return list(stop.args), False
+    return figures["failed"], True
 
 
 def _device_of(model: Trained) -> torch.device:

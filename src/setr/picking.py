@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from setr.data.dataset import Dataset
-from setr.evaluation import EvaluationOptions, measure_split
+from setr.evaluation import PassOptions, measure_split
 from setr.labels import IGNORE
 from setr.model_info import ModelInfo
 from setr.opening import Trained
@@ -120,7 +120,7 @@ def pick_images(
     info: ModelInfo,
     dataset: Dataset,
     count: int,
-    **options: Unpack[EvaluationOptions],
+    **options: Unpack[PassOptions],
 ) -> Picks:
     """Predict images under `info.protocol` and choose those to label next.
 
@@ -128,8 +128,8 @@ def pick_images(
         model: on any device.
         dataset: the images, from `open_unlabelled`.
         count: how many to choose.
-        options: keyword arguments of `evaluate_split`, such as `precision` and `workers`. Once
-            `stopped` returns true, the choice is among the images seen.
+        options: those of `evaluate_split`. Once `stopped` returns true, the choice is among the
+            images seen.
 
     Raises:
         SetrError: as `evaluate_split`.

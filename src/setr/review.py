@@ -18,7 +18,7 @@ from torch import Tensor
 
 from setr.data.dataset import Dataset
 from setr.data.survey import difference_hash
-from setr.evaluation import EvaluationOptions, measure_split
+from setr.evaluation import PassOptions, measure_split
 from setr.labels import IGNORE
 from setr.model_info import ModelInfo
 from setr.opening import Trained
@@ -136,7 +136,7 @@ def review_split(
     dataset: Dataset,
     *,
     shown: int = 0,
-    **options: Unpack[EvaluationOptions],
+    **options: Unpack[PassOptions],
 ) -> Review:
     """Predict a split under `info.protocol` and find labels that contradict the predictions.
 
@@ -144,8 +144,7 @@ def review_split(
         model: on any device.
         dataset: a split with the classes of the model.
         shown: how many images to keep pictures of.
-        options: keyword arguments of `evaluate_split`, such as `precision` and `workers`. Once
-            `stopped` returns true, the review ends there.
+        options: those of `evaluate_split`. Once `stopped` returns true, the review ends there.
 
     Raises:
         SetrError: as `evaluate_split`.

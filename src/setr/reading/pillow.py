@@ -123,8 +123,8 @@ def opened(source: Source, max_pixels: int, name: str | None = None) -> Iterator
     except Exception as error:
         raise unreadable(name, error, source) from None
     try:
-        require_pixels(name, *image.size, max_pixels)
-        require_pixels(name, *_tile(image), max_pixels, what="a tile of ")
+        require_pixels(name, image.size, max_pixels)
+        require_pixels(name, _tile(image), max_pixels, what="a tile of ")
         yield image
     except (SetrError, MemoryError):
         raise
@@ -134,12 +134,13 @@ def opened(source: Source, max_pixels: int, name: str | None = None) -> Iterator
         image.close()
 
 
-def require_pixels(name: str, width: float, height: float, max_pixels: int, what: str = "") -> None:
-    """Refuse an image, or `what` else of it has these sides, with more pixels.
+def require_pixels(name: str, size: tuple[float, float], max_pixels: int, what: str = "") -> None:
+    """Refuse an image, or `what` else of it has this width and height, with more pixels.
 
     Raises:
         ImageTooLargeError: names the limit, and what to do.
     """
+    width, height = size
     if width * height > max_pixels:
         raise ImageTooLargeError(
             f"{name}: {what}{width}x{height} is {width * height:,} pixels, above the limit of "
