@@ -100,12 +100,11 @@ def test_a_model_directory_gives_its_weights_to_a_named_model(tmp_path, capsys):
     [
         (["nothing.pth"], "no such weight file"),
         (["nothing.pth", "--model", "setr_nope", "--num-classes", "2"], "is unknown; nearest"),
-        (["nothing.pth", "--labels", "nope"], "data set 'nope' is unknown"),
+        (["nothing.pth", "--labels", "nope"], "nope: No such file or directory; known maps: ade20k"),
         (
             ["nothing.pth", "--model", "setr_pup_nano", "--num-heads", "4"],
             "--num-heads 4: does nothing with --model setr_pup_nano, which has its own; leave",
         ),
-        (["nothing.pth", "--encoder", "x"], "--encoder x: does nothing without --model; add"),
         (["nothing.pth", "--num-classes", "3"], "--num-classes 3: does nothing without --model"),
         (["nothing.pth", "--pos-interp", "bilinear"], "--pos-interp bilinear: does nothing"),
         (["nothing.pth", "--partial"], "--partial: does nothing without --model"),

@@ -75,7 +75,7 @@ def test_readouts_ignore_add_and_concatenate_the_class_token():
     ("name", "arguments", "message"),
     [
         ("vit_base_patch16_siglip_224", {"readout": "add"}, "has no class token; give readout 'ig"),
-        ("vit_base_patch16_384", {"readout": "mean"}, "readout 'mean': give ignore, add, concat"),
+        ("vit_base_patch16_384", {"readout": "max"}, "readout 'max': give ignore, add, concat, m"),
         (
             "vit_base_patch16_384",
             {"readout": "concat", "prefix_tokens": "drop"},

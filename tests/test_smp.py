@@ -1,4 +1,4 @@
-"""Models of segmentation_models.pytorch: its DPT against plain operations, and the others' answer."""
+"""Models of segmentation_models.pytorch: its DPT against plain operations; all others refused."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_dpt_against_plain_operations(tmp_path, name, readout, ours):
 
 
 def test_a_folder_becomes_a_model_directory_with_own_classes(tmp_path, capsys):
-    state, vit = made("vit_base_patch16_224", **TINY, img_size=64)
+    state, _ = made("vit_base_patch16_224", **TINY, img_size=64)
     config = {"encoder_name": "tu-vit_base_patch16_224", **TINY, "img_size": 64,
               "encoder_output_indices": [0, -2, 1, 3], "activation": "sigmoid",
               "drop_path_rate": 0.1}  # fmt: skip
@@ -241,7 +241,7 @@ def test_tensors_alone_and_in_a_lightning_module(tmp_path):
 @pytest.mark.parametrize(
     ("name", "arguments", "given", "message"),
     [
-        ("deit3_small_patch16_224", {}, None, "has blocks.0.ls1.gamma, unlike timm's vit_small_pat"),
+        ("deit3_small_patch16_224", {}, None, "has blocks.0.ls1.gamma, unlike timm's vit_small_"),
         ("vit_base_patch16_224", TINY, None, "does not say which encoder of 32 channels; give"),
         ("vit_tiny_patch16_224", {}, "tu-vit_base_patch16_224", "192 channels, timm's vit_base_p"),
         ("vit_small_patch14_dinov2", {"img_size": 56}, None, "has patches of 14 pixels, at which"),

@@ -65,9 +65,9 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
         licences.append(licence_of(other, its_info))
         if parts := unlike(model, other):
             tell(
-                f"setr: warning: {source}: began with another {' and '.join(parts)} than {sources[0]}, "
-                "and the mean of unlike weights computes neither; runs that share train.init_seed "
-                "and pretrained weights can be averaged"
+                f"setr: warning: {source}: began with another {' and '.join(parts)} than "
+                f"{sources[0]}, and the mean of unlike weights computes neither; runs that share "
+                "train.init_seed and pretrained weights can be averaged"
             )
         found = other.state_dict()
         for name, total in sums.items():

@@ -1,10 +1,10 @@
 """Recognise the layout (dialect) of a checkpoint and rename its tensors to our names.
 
 Whole models (`official`: the authors' repository, `mmseg`, `segmenter`, `dpt`: their authors'
-repositories, `dpt-transformers`, `dpt-smp`, `beit-transformers`, `eomt`, `lightly-linear`, our own `setr`),
-DINOv2's linear heads (`linear`) and EoMT's differences to DINOv3 (`eomt-delta`) get our full names;
-encoders (`google`, `timm`, `deit`, `prithvi`, `dinov3`, `radio`, `siglip`, `clip`, `openclip`,
-`aimv2`, `internvit`, `gemma4`, `huggingface`, `sam`, `resnet`) get timm's names without a prefix.
+repositories, `dpt-transformers`, `dpt-smp`, `beit-transformers`, `eomt`, `lightly-linear`, our own
+`setr`), DINOv2's linear heads (`linear`) and EoMT's differences to DINOv3 (`eomt-delta`) get our
+full names; encoders (`google`, `timm`, `deit`, `prithvi`, `dinov3`, `radio`, `siglip`, `clip`,
+`openclip`, `aimv2`, `internvit`, `gemma4`, `huggingface`, `sam`, `resnet`) get timm's names without a prefix.
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ def smp_settings(folder: Path) -> dict[str, Any]:
 
     Returns:
         Those that are given, of: `encoder`, `encoder_args`, `img_size`, `out_indices` (of blocks,
-        from 0), `readout_type`, `activation` (of several classes), `is_dynamic` (whether images had any size), and
-        `mean` and `std` of the transforms that its pages save beside the model.
+        from 0), `readout_type`, `activation` (of several classes), `is_dynamic` (whether images had
+        any size), and `mean` and `std` of the transforms that its pages save beside the model.
         Empty for a folder of another kind.
 
     Raises:
@@ -208,9 +208,7 @@ def _readout(t: Tensors, meta: Mapping[str, Any], vit: Any) -> str:
     return "add" if vit.num_prefix_tokens == 1 else "mean"
 
 
-def _usual_size(
-    t: Tensors, vit: Any, patch: int, source: str
-) -> int | tuple[int, int] | None:
+def _usual_size(t: Tensors, vit: Any, patch: int, source: str) -> int | tuple[int, int] | None:
     """Size in pixels of the images that the positions are for, else timm's for the encoder."""
     positions = t.get("encoder.vit.pos_embed")
     if positions is None or positions.ndim != len("1NC"):
