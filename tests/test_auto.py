@@ -94,6 +94,11 @@ def test_one_command_leads_from_a_folder_to_an_exported_model(photos, capsys):
     assert "runs/photos: trained already; --overwrite trains again" in err
     assert f"mIoU {100 * found['single_scale']['miou']:.1f}" in out
     assert "older weights" not in err
+    # a test that was stopped before it had written its report
+    Path(result["report"]).unlink()
+    assert main(["auto", photos, "--export", "onnx"]) == OK
+    assert verbs(capsys.readouterr().err) == ["doctor", "eval"]
+    assert Path(result["report"]).is_file()
     # a newer model: its figures and files are made again, and what else is there is named
     (run / "model.xml").touch()
     time.sleep(0.02)

@@ -570,6 +570,16 @@ def test_a_stop_without_any_state_is_told_as_one(config, monkeypatch):
         train(config)
 
 
+def test_a_disk_that_was_full_all_the_time_leaves_nothing_to_continue_from(config, monkeypatch):
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write_tensors", full)
+    monkeypatch.setattr(best, "save_pretrained", full)
+    with pytest.raises(SetrError, match=r"free the disk, then `setr train` with --overwrite"):
+        train(config)
+
+
 def test_a_model_that_could_not_be_written_is_a_failure_and_can_be_written_later(
     config, monkeypatch
 ):

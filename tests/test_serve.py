@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -568,6 +569,33 @@ def test_open_files_are_raised_where_the_system_lets(monkeypatch):
     assert asked == [(10_240, sys.maxsize), (4096, 4096)]
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
     allow_connections()
+
+
+def test_no_room_for_a_connection_is_said_once(sources, monkeypatch, capsys):
+    """asyncio alone tries, and writes a traceback, a thousand times a second."""
+    models = Models(sources[:1], LIMITS, device="cpu", precision="fp32")
+    tries, room, accept = [], threading.Event(), socket.socket.accept
+
+    def accepting(listener: socket.socket) -> tuple[socket.socket, object]:
+        if room.is_set():
+            return accept(listener)
+        tries.append(listener)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with running(models, LIMITS) as (url, _):
+        capsys.readouterr()
+        monkeypatch.setattr(socket.socket, "accept", accepting)
+        waiting = connect(url)
+        until(lambda: len(tries) > 1)
+        room.set()
+        assert httpx.get(f"{url}/healthz", timeout=30).status_code == 200
+        waiting.close()
+        said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("{")]
+    assert len(tries) < 10
+    assert said == [
+        "setr: no room for another connection (Too many open files); new ones wait until others "
+        "close; see `ulimit -n`"
+    ]
 
 
 def test_the_health_check_of_the_image_asks_no_proxy(sources):

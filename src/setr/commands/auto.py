@@ -91,8 +91,9 @@ def run(arguments: list[str]) -> int:
             _train(given, data, out, settings)
         split = _test_split(data, wanted)
         tested = out / f"eval-{split}"
+        report = tested / "report.html"  # written last
         metrics = _figures(tested / "metrics.json", out)
-        if not metrics:
+        if not (metrics and _is_current(report, out)):
             _stage("eval", str(out), data, "--split", split)
             metrics = _figures(tested / "metrics.json", out)
         exported, failed = _export(given, out)
@@ -101,7 +102,7 @@ def run(arguments: list[str]) -> int:
         "run": str(out),
         "split": split,
         "metrics": metrics,
-        "report": str(tested / "report.html"),
+        "report": str(report),
         "exports": [str(file) for file in exported],
         "seconds": time.monotonic() - began,
     }

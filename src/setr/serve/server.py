@@ -7,7 +7,9 @@ exits with 0, even if a thread is still computing when the grace period is over.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -15,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from types import FrameType
@@ -35,9 +38,30 @@ LINGER = 2.0
 """Seconds for which the input of a refused client is still read, and dropped."""
 MOST_FILES = 10_240
 """Open files that are asked for; macOS grants no more (its OPEN_MAX)."""
+NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""Errors of accepting a connection that asyncio tries again a second later."""
+SAID_FOR = 60.0
+"""Seconds for which that is not said again."""
 
 
-def listen(host: str, port: int) -> socket.socket:
+class Listener(socket.socket):
+    """A listening socket that fails once, where asyncio would try, and report, a thousand times."""
+
+    _no_room = False
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """As a socket's; "nothing is waiting" just after there was no room for a connection."""
+        if self._no_room:
+            self._no_room = False
+            raise BlockingIOError
+        try:
+            return super().accept()
+        except OSError as error:
+            self._no_room = error.errno in NO_ROOM
+            raise
+
+
+def listen(host: str, port: int) -> Listener:
     """A listening socket; clients that connect before the server runs wait for it.
 
     Raises:
@@ -46,7 +70,7 @@ def listen(host: str, port: int) -> socket.socket:
     if not host:
         raise UsageError("--host '': give an address; 0.0.0.0 lets other machines in")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = Listener(family, socket.SOCK_STREAM)
     if os.name == "posix":  # elsewhere it would let two servers share a port
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -155,7 +179,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: Gate, limits: Limits) -> None:
-        self.service = app.service
+        self.service, self._silent_until = app.service, 0.0
         config = uvicorn.Config(
             app,
             http=protocol(limits),
@@ -173,12 +197,28 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and only then say so."""
+        asyncio.get_running_loop().set_exception_handler(self._handle_fault)
         await super().startup(sockets)
         names = ", ".join(self.service.models.by_name)
         for sock in sockets or []:
             host, port = sock.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             print(f"setr: serving {names} on http://{shown}:{port}", file=sys.stderr, flush=True)
+
+    def _handle_fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """As asyncio, but one line for connections that wait until others are closed."""
+        if "_start_serving" in context["message"]:
+            return  # it tries again, but the server has stopped listening meanwhile
+        if getattr(context.get("exception"), "errno", None) not in NO_ROOM:
+            loop.default_exception_handler(context)
+        elif time.monotonic() > self._silent_until:
+            self._silent_until = time.monotonic() + SAID_FOR
+            print(
+                f"setr: no room for another connection ({context['exception'].strerror}); new ones "
+                "wait until others close; see `ulimit -n`",
+                file=sys.stderr,
+                flush=True,
+            )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

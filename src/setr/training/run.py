@@ -282,10 +282,13 @@ class Run:
             if self.best.stale:
                 self._save()
         if not self.best.figures:
+            how = f"`{self.folder.resumed_by}` tests and writes it"
+            if not states(self.folder.last):
+                how = "`setr train` with --overwrite starts anew"
             raise together(
                 SetrError(
                     f"{self.folder.out}: no model could be written, as said above; free the disk, "
-                    f"then `{self.folder.resumed_by}` tests and writes it"
+                    f"then {how}"
                 )
             )
         if self.config.train.adjust_logits or self.best.is_adjusted():
