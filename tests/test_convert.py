@@ -100,7 +100,10 @@ def test_a_model_directory_gives_its_weights_to_a_named_model(tmp_path, capsys):
     [
         (["nothing.pth"], "no such weight file"),
         (["nothing.pth", "--model", "setr_nope", "--num-classes", "2"], "is unknown; nearest"),
-        (["nothing.pth", "--labels", "nope"], "nope: No such file or directory; known maps: ade20k"),
+        (
+            ["nothing.pth", "--labels", "nope"],
+            "nope: No such file or directory; known maps: ade20k",
+        ),
         (
             ["nothing.pth", "--model", "setr_pup_nano", "--num-heads", "4"],
             "--num-heads 4: does nothing with --model setr_pup_nano, which has its own; leave",

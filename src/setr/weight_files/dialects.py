@@ -4,7 +4,8 @@ Whole models (`official`: the authors' repository, `mmseg`, `segmenter`, `dpt`: 
 repositories, `dpt-transformers`, `dpt-smp`, `beit-transformers`, `eomt`, `lightly-linear`, our own
 `setr`), DINOv2's linear heads (`linear`) and EoMT's differences to DINOv3 (`eomt-delta`) get our
 full names; encoders (`google`, `timm`, `deit`, `prithvi`, `dinov3`, `radio`, `siglip`, `clip`,
-`openclip`, `aimv2`, `internvit`, `gemma4`, `huggingface`, `sam`, `resnet`) get timm's names without a prefix.
+`openclip`, `aimv2`, `internvit`, `gemma4`, `huggingface`, `sam`, `resnet`) get timm's names
+without a prefix.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def smp_dpt(tensors: Tensors) -> Translation:
         ),
         *_sequential_head(r"segmentation_head\.head", "decoder.conv", "decoder"),
     ]
-    around = {
+    around: dict[str, Any] = {
         name: [round(value, _DIGITS) for value in rest.pop(name).flatten().tolist()]
         for name in ("mean", "std")
         if name in rest
