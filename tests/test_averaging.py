@@ -13,12 +13,13 @@ import torch
 from setr.bands import Bands
 from setr.cli import main
 from setr.data import scenes
+from setr.engine import train
 from setr.errors import UsageError
 from setr.hub import from_pretrained, save_pretrained
 from setr.model_info import ModelInfo
 from setr.protocols import Protocol
 from setr.weight_files.averaging import average
-from tests.conftest import tiny_model
+from tests.conftest import tiny_config, tiny_model
 
 K = len(scenes.LABELS.classes)
 
@@ -92,6 +93,21 @@ def test_stochastic_depth_makes_no_other_architecture(runs, tmp_path):
     save_pretrained(tmp_path / "deep", tiny_model(num_classes=K, encoder_args=arguments),
                     ModelInfo(scenes.LABELS))  # fmt: skip
     assert average([runs[0], tmp_path / "deep"])[0].arguments == model.arguments
+
+
+def test_runs_that_share_the_first_weights_average_without_a_warning(tmp_path, capsys):
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder, seed, first in zip(folders, (0, 1, 1), (None, 0, None), strict=True):
+        train(tiny_config(folder, steps=1, eval_every=1, seed=seed, init_seed=first))
+    capsys.readouterr()
+    average(folders[:2])
+    assert capsys.readouterr().err == ""
+    average(folders)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        f"warning: {folders[2]}: began with another encoder and decoder than {folders[0]}" in line
+    )
+    assert "train.init_seed" in line
 
 
 def test_what_does_not_average_is_refused_in_a_line(runs, tmp_path, capsys):

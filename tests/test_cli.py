@@ -94,6 +94,7 @@ def test_every_verb_has_help(verb, capsys):
         (["train", "demo", "--train.accumulate", "99"], "must divide --train.batch-size "),
         (["train", "demo", "--train.seed", "-1"], "--train.seed -1: give 0 to 2^64 - 1"),
         (["train", "demo", "--train.seed", str(2**64)], "give 0 to 2^64 - 1"),
+        (["train", "demo", "--train.init-seed", "-1"], "--train.init-seed -1: give 0 to 2^64 - 1"),
         (["train", "demo", "--model.img-size", "-5"], "--model.img-size -5: give at least 1"),
         (["train", "demo", "--model.channels", "0"], "--model.channels 0: give at least 1"),
         (["train", "demo", "--train.aux-weight", "-1"], "--train.aux-weight -1.0: give 0 or more"),

@@ -23,7 +23,8 @@ FREE = WITHOUT_EFFECT | {
     "recipe",
     "eval.multi_scale",  # a further test
     *(f"train.{name}" for name in ("precision", "grad_checkpointing", "compile", "cuda_graph")),
-    *(f"train.{name}" for name in ("sharding", "save_every", "keep_states", "log_every", "seed")),
+    *(f"train.{name}" for name in ("sharding", "save_every", "keep_states", "log_every")),
+    *(f"train.{name}" for name in ("seed", "init_seed")),
 }
 """Settings that may differ from a recipe without making it another experiment.
 

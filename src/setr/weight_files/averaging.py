@@ -92,7 +92,7 @@ def unlike(first: SETR, other: SETR) -> list[str]:
     dots: dict[str, Tensor] = {}
     theirs = dict(other.named_parameters())
     for name, mine in first.named_parameters():
-        if mine.ndim > 1:
+        if mine.ndim > 1 and not name.startswith("aux_heads."):  # which predict nothing
             pair = torch.stack([mine.detach().flatten(), theirs[name].detach().flatten()]).double()
             part = name.partition(".")[0]
             dots[part] = dots.get(part, 0) + pair @ pair.T
