@@ -6,6 +6,8 @@ import pytest
 
 from setr.config import Config
 from setr.errors import SetrError
+from setr.recipes import recipe
+from setr.training.named_config import named_config
 
 
 @pytest.mark.parametrize(
@@ -52,3 +54,15 @@ def test_settings_in_another_encoding_are_refused(tmp_path):
         Config.load(path)
     with pytest.raises(SetrError, match=r"none\.yaml: no such config file"):
         Config.load(str(tmp_path / "none.yaml"))
+
+
+def test_what_a_file_leaves_out_is_its_recipes(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("recipe: finetune\ntrain: {epochs: 3}\ndata: {crop_size: [96, 96]}\n")
+    own = recipe("finetune").replace({"train.epochs": 3, "data.crop_size": (96, 96)})
+    assert named_config(str(path)) == own
+    whole = own.replace({"optim.lr": 1.0, "optim.name": "sgd"})
+    path.write_text(whole.to_yaml())
+    assert named_config(str(path)) == whole == Config.load(path)
+    path.write_text("recipe: my own\ntrain: {steps: 3}\n")
+    assert named_config(str(path)) == Config.load(path)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from pathlib import Path
+from typing import Any
 
 from setr.config import Config
 from setr.errors import SetrError, UsageError
 from setr.reading.files import require_alive
-from setr.recipes import nearest_recipes, recipe
+from setr.reading.parsed import yaml_of
+from setr.recipes import list_recipes, nearest_recipes, recipe
+from setr.training.settings import flat
 
 
 def named_config(name: str) -> Config:
     """The settings of a recipe, of a YAML file, or of a run folder, with `out` set to that folder.
+
+    What a YAML file leaves out is as in the recipe that it names, if any.
 
     Raises:
         SetrError: an unknown name, or a file or folder without settings; suggests what to give.
@@ -26,7 +31,7 @@ def named_config(name: str) -> Config:
         return dataclasses.replace(Config.load(path / "config.yaml"), out=name)
     if path.suffix in (".yaml", ".yml"):
         try:
-            return Config.load(path)
+            return _completed(Config.load(path), path)
         except SetrError as error:
             if not _describes_data(path):
                 raise
@@ -42,6 +47,20 @@ def named_config(name: str) -> Config:
     if path.name != name:  # recipes have no folders in their names
         raise UsageError(f"{name}: no such run folder or settings file")
     return recipe(name)
+
+
+def _completed(config: Config, path: Path) -> Config:
+    """The settings of a file, and for those that it does not have, its recipe's."""
+    if config.recipe not in list_recipes():
+        return config
+    values, settings = yaml_of(path.read_text(encoding="utf-8")), flat(config)
+    given = [name for name in settings if _holds(values, name)]
+    return recipe(config.recipe).replace({name: settings[name] for name in given})
+
+
+def _holds(values: dict[str, Any], name: str) -> bool:
+    part, _, key = name.partition(".")
+    return key in values.get(part, {}) if key else part in values
 
 
 def _train_on(data: str) -> str:
