@@ -97,7 +97,7 @@ def test_every_verb_has_help(verb, capsys):
         (["train", "demo", "--train.init-seed", "-1"], "--train.init-seed -1: give 0 to 2^64 - 1"),
         (["train", "demo", "--model.img-size", "-5"], "--model.img-size -5: give at least 1"),
         (["train", "demo", "--model.channels", "0"], "--model.channels 0: give at least 1"),
-        (["train", "demo", "--train.aux-weight", "-1"], "--train.aux-weight -1.0: give 0 or more"),
+        (["train", "demo", "--train.aux-weight", "-1"], "--train.aux-weight -1: give 0 or more"),
         (["train", "demo", "--data.root", "nowhere"], "nowhere: no such file or folder"),
         (["train", "nowhere.yaml"], "no such config file"),
         (

@@ -385,7 +385,7 @@ def test_the_largest_batch_is_limited_by_its_labelled_images(
 ):
     config = tiny_config(tmp_path / "run", batch="auto")
     config = with_images(config, teacher, unlabelled, share=share)
-    found = estimating.resolve_batch_and_steps(config, 9, images, CPU)
+    found = estimating.with_chosen_batch(config, 9, images, CPU)
     assert found.train.batch_size == batch
     assert batch - unlabelled_count(found) <= images
 
@@ -459,18 +459,18 @@ def refusal(capsys, *options: str) -> str:
     ("options", "message"),
     [
         (["--distill.teacher", "nowhere"], "nowhere: no such model directory"),
-        (["--distill.weight", "0"], "distill.weight 0.0: give a positive number"),
-        (["--distill.temperature", "-1"], "distill.temperature -1.0: give a positive number"),
+        (["--distill.weight", "0"], "distill.weight 0: give a positive number"),
+        (["--distill.temperature", "-1"], "distill.temperature -1: give a positive number"),
         (["--distill.images", "x"], "distill.images x: learnt from by a teacher; give"),
         (
             ["--distill.teacher", "x", "--distill.images", "x", "--distill.share", "1"],
-            "distill.share 1.0: give a share above 0 and below 1",
+            "distill.share 1: give a share above 0 and below 1",
         ),
         (
             ["--distill.teacher", "x", "--distill.share", "0.2"],
             "distill.share 0.2: has no effect without --distill.images",
         ),
-        (["--distill.weight", "4"], "distill.weight 4.0: has no effect without --distill.teacher"),
+        (["--distill.weight", "4"], "distill.weight 4: has no effect without --distill.teacher"),
         (
             ["--distill.teacher", "x", "--model.name", "eomt_nano", "--model.channels", "None"],
             "EoMT learns masks",

@@ -299,7 +299,7 @@ def test_two_steps_on_real_samples(shared, tmp_path, name):
 @pytest.mark.parametrize(
     ("part", "values", "message"),
     [
-        (OptimConfig, {"momentum": 1.0}, "optim.momentum 1.0: give 0 to below 1"),
+        (OptimConfig, {"momentum": 1.0}, "optim.momentum 1: give 0 to below 1"),
         (OptimConfig, {"momentum": -0.1}, "optim.momentum -0.1"),
         (OptimConfig, {"weight_decay": -1e-4}, "optim.weight_decay -0.0001: give 0 or more"),
         (OptimConfig, {"head_lr_factor": -1}, "optim.head_lr_factor -1: give 0 or more"),

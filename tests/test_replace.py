@@ -60,7 +60,7 @@ def test_settings_that_depend_on_each_other_are_changed_together():
         ({"qwerty": 3}, "qwerty: there is no such setting; see `setr train --help`"),
         ({"optim.lr": "fast"}, "optim.lr: 'fast': give a number"),
         ({"optim": 3}, "optim: 3: give a "),
-        ({"data.fraction": 0}, "data.fraction 0.0: give a share above 0"),
+        ({"data.fraction": 0}, "data.fraction 0: give a share above 0"),
     ],
 )
 def test_what_cannot_be_replaced(changes, told):

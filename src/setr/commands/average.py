@@ -16,7 +16,8 @@ class Arguments:
     """Average the weights of runs that started from the same pretrained weights (a model soup).
 
     The result costs what one of them costs and is often better than each, above all on data unlike
-    the training set. Test it: runs that ended too far apart average to something worse.
+    the training set. Train the runs with the same --train.init-seed, so that their decoders started
+    alike, too. Test it: runs that ended too far apart average to something worse.
 
     setr average 'runs/seed*' -o runs/mean
     """

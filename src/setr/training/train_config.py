@@ -116,7 +116,7 @@ class TrainConfig:
             ("batch_size save_every log_every keep_states", lambda v: v > 0, "give at least 1"),
             ("aux_weight eval_every patience samples", _is_from_0, "give 0 or more"),
             ("ema", lambda v: 0 <= v < 1, "give 0 to below 1"),
-            ("seed init_seed", lambda v: v is None or 0 <= v < 2**64, "give 0 to 2^64 - 1"),
+            ("seed init_seed", lambda v: 0 <= v < 2**64, "give 0 to 2^64 - 1"),
             ("profile", lambda v: v >= 0, "give steps, or 0 for none"),
         )
         check_setting(

@@ -69,12 +69,11 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
         )
     raise SetrError(
         f"{source}: unknown layout (its tensors are called {', '.join(list(given)[:3])}, …); "
-        "supported are this toolkit's models, SETR, Segmenter, DPT and EoMT of their authors, "
-        "those and UPerNet of mmsegmentation, EoMT, DPT, BEiT and data2vec of transformers, "
-        "segmentation_models.pytorch's DPT, "
-        "LightlyTrain's EoMT and linear heads, DINOv2's linear heads, and encoders of timm, "
-        "Google, DINOv3, RADIO, SAM, OpenCLIP, AIMv2, InternViT, Prithvi, "
-        "Hugging Face ViT/BEiT/DINOv2/SigLIP/CLIP/Gemma, torchvision's ResNets"
+        "read are this toolkit's models; SETR, Segmenter, DPT and EoMT of their authors; those and "
+        "UPerNet of mmsegmentation; EoMT, DPT, BEiT and data2vec of transformers; smp's DPT; EoMT "
+        "and linear heads of LightlyTrain; linear heads of DINOv2; encoders of timm, Google, "
+        "DINOv3, RADIO, SAM, OpenCLIP, AIMv2, InternViT, Prithvi, Hugging Face "
+        "ViT/BEiT/DINOv2/SigLIP/CLIP/Gemma, torchvision's ResNets"
     )
 
 
